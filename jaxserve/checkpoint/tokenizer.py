@@ -1,0 +1,51 @@
+"""A checkpoint's tokenizer, chat template and generation defaults."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jaxserve.errors import InputError
+
+_SAMPLING_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """The `transformers` tokenizer of `directory`; `InputError` if there is none that can stream."""
+    from transformers import AutoTokenizer  # here, since its import takes seconds
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"{directory} has no tokenizer that loads ({reason}); give one, or skip_tokenizer_init=True"
+        ) from error
+    if not tokenizer.is_fast:
+        raise InputError(f"the tokenizer of {directory} has no tokenizer.json; convert it to a fast tokenizer")
+    return tokenizer
+
+
+def read_generation_config(directory: Path) -> dict[str, Any]:
+    """`generation_config.json`, or nothing where there is none."""
+    path = directory / "generation_config.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}); mend or delete it") from error
+
+
+def eos_token_ids(generation: dict[str, Any], config: dict[str, Any]) -> frozenset[int]:
+    """The tokens that end a completion: `generation_config.json`'s, else `config.json`'s."""
+    named = generation.get("eos_token_id", config.get("eos_token_id"))
+    if named is None:
+        return frozenset()
+    return frozenset(named if isinstance(named, list) else [named])
+
+
+def sampling_defaults(generation: dict[str, Any]) -> dict[str, Any]:
+    """What the checkpoint recommends for `SamplingParams`; greedy if it says that it does not sample."""
+    if generation.get("do_sample") is False:
+        return {"temperature": 0.0}
+    return {name: generation[name] for name in _SAMPLING_DEFAULTS if generation.get(name) is not None}

@@ -1,0 +1,87 @@
+"""Every setting of the engine, from keywords, command-line flags or a YAML file, checked once."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jaxserve.errors import InputError, nearest
+
+DEMO_MODEL = Path(__file__).parent / "demo_model"
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+
+
+def _setting(default: Any, help: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineConfig:
+    """What an engine is made of. None lets the engine choose from the model and the device."""
+
+    model: str | None = _setting(None, "HuggingFace model directory; the demo model that ships inside if left out")
+    tokenizer: str | None = _setting(None, "directory of the tokenizer, if not the model's")
+    skip_tokenizer_init: bool = _setting(False, "load no tokenizer: token ids in, token ids out")
+    dtype: str = _setting("auto", f"of weights and KV cache: {', '.join(DTYPES)}; auto takes the checkpoint's")
+    max_model_len: int | None = _setting(
+        None, "most tokens of prompt and completion together; the model's own limit if left out"
+    )
+    max_num_seqs: int | None = _setting(
+        None, "sequences that run at the same time; 32 on a CPU and 256 on a GPU if left out"
+    )
+    max_num_batched_tokens: int | None = _setting(
+        None,
+        "prompt tokens that one step computes, longer prompts taking several; 512 on a CPU and 4096 on a GPU if left out",
+    )
+    tensor_parallel_size: int = _setting(1, "devices that share every layer")
+    page_size: int = _setting(64, "token positions in one page of the KV cache")
+    num_pages: int | None = _setting(None, "pages in the KV cache; chosen from the memory at hand if left out")
+    gpu_memory_utilization: float = _setting(0.9, "share of each GPU's memory that weights and KV cache may take")
+    max_logprobs: int = _setting(20, "most log-probabilities that a request may ask for at each position")
+    seed: int = _setting(0, "of the requests that bring no seed of their own")
+    compilation_cache_dir: str = _setting(
+        "~/.cache/jaxserve/xla", "where compiled programs are kept for the next start; '' keeps none"
+    )
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise InputError(f"dtype is {self.dtype!r}; give one of {', '.join(DTYPES)}")
+        for name in ("tensor_parallel_size", "page_size"):
+            self._at_least_one(name)
+        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_pages"):
+            if getattr(self, name) is not None:
+                self._at_least_one(name)
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise InputError(
+                f"gpu_memory_utilization is {self.gpu_memory_utilization!r}; give a share above 0 and at most 1"
+            )
+        if not isinstance(self.max_logprobs, int) or self.max_logprobs < 0:
+            raise InputError(f"max_logprobs is {self.max_logprobs!r}; give an integer from 0 on")
+
+    def _at_least_one(self, name: str) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InputError(f"{name} is {value!r}; give an integer from 1 on")
+
+    @classmethod
+    def from_settings(cls, settings: dict[str, Any]) -> "EngineConfig":
+        """From keywords or a file's entries; an unknown name is an error that names the nearest known one."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in settings:
+            if name not in known:
+                raise InputError(f"there is no setting {name!r}{nearest(name, known)}")
+        return cls(**settings)
+
+
+def read_preset(path: str) -> dict[str, Any]:
+    """The settings of a YAML file, with flags' dashes and fields' underscores taken as the same."""
+    try:
+        loaded = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise InputError(f"cannot read the preset {path} ({error.strerror})") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML ({str(error).splitlines()[0]})") from error
+    if not isinstance(loaded, dict):
+        raise InputError(f"{path} holds no settings; write one 'name: value' a line")
+    return {str(name).replace("-", "_"): value for name, value in loaded.items()}

@@ -1,0 +1,124 @@
+"""From the scheduler's decisions to the arrays of a step."""
+
+import numpy as np
+
+from jaxserve.engine.request import Request
+from jaxserve.engine.scheduler import Chunk, Decode, Prefill
+from jaxserve.runner.buckets import Buckets
+from jaxserve.runner.step_batch import DecodeArrays, Needs, PrefillArrays, SamplingRows, StepBatch, VocabRow
+from pallas_kernels.xla.tiles import prefill_tiles
+
+
+class StepBatchBuilder:
+    """Packs steps into padded arrays of the buckets' sizes."""
+
+    def __init__(self, buckets: Buckets, *, vocab_size: int, page_size: int):
+        self._buckets = buckets
+        self._vocab_size = vocab_size
+        self._page_size = page_size
+
+    def build(self, step: Prefill | Decode) -> StepBatch:
+        return self._prefill(step.chunks) if isinstance(step, Prefill) else self._decode(step)
+
+    def _prefill(self, chunks: list[Chunk]) -> StepBatch:
+        starts = np.cumsum([0] + [chunk.count for chunk in chunks])
+        bucket = self._buckets.prefill_for(int(starts[-1]), len(chunks))
+        counts = np.array([chunk.count for chunk in chunks])
+        positions = np.array([chunk.start for chunk in chunks])
+        arrays = PrefillArrays(
+            token_ids=np.zeros(bucket.tokens, np.int32),
+            positions=np.full(bucket.tokens, -1, np.int32),
+            rows=np.zeros(bucket.tokens, np.int32),
+            next_token_ids=np.zeros(bucket.tokens, np.int32),
+            slots=np.full(bucket.rows, self._buckets.max_num_seqs, np.int32),
+            sampling_slots=np.full(bucket.rows, self._buckets.max_num_seqs, np.int32),
+            last_tokens=np.zeros(bucket.rows, np.int32),
+            lengths=np.zeros(bucket.rows, np.int32),
+            page_table=np.full((bucket.rows, self._buckets.max_pages), -1, np.int32),
+            tiles=prefill_tiles(starts[:-1], counts, positions, bucket.tile_size, bucket.tiles),
+            sampling=SamplingRows.empty(bucket.rows),
+            needs=np.zeros((), np.int32),
+        )
+        needs, vocab_rows = Needs(0), []
+        for row, (chunk, begin, end) in enumerate(zip(chunks, starts[:-1], starts[1:], strict=True)):
+            request, stop = chunk.request, chunk.start + chunk.count
+            arrays.token_ids[begin:end] = request.token_ids(chunk.start, stop)
+            arrays.positions[begin:end] = np.arange(chunk.start, stop)
+            arrays.rows[begin:end] = row
+            following = request.prompt_token_ids[chunk.start + 1 : stop + 1]
+            arrays.next_token_ids[begin : begin + len(following)] = following
+            arrays.slots[row] = request.slot
+            arrays.sampling_slots[row] = request.slot if chunk.samples else self._buckets.max_num_seqs
+            arrays.last_tokens[row] = end - 1
+            arrays.lengths[row] = stop
+            arrays.page_table[row, : len(request.pages)] = request.pages
+            _fill_sampling(arrays.sampling, row, request)
+            needs |= _needs(request)
+            if request.params.prompt_logprobs is not None:
+                needs |= Needs.PROMPT_LOGPROBS
+            if chunk.start == 0 and _keeps_vocab_row(request):
+                vocab_rows.append(self._vocab_row(request))
+        return StepBatch(arrays._replace(needs=np.int32(needs)), vocab_rows, len(chunks))
+
+    def _decode(self, step: Decode) -> StepBatch:
+        size = self._buckets.decode_for(len(step.requests))
+        count = len(step.requests)
+        arrays = DecodeArrays(
+            slots=np.full(size, self._buckets.max_num_seqs, np.int32),
+            positions=np.full(size, -1, np.int32),
+            new_pages=np.full(size, -1, np.int32),
+            needs=np.zeros((), np.int32),
+        )
+        arrays.slots[:count] = [request.slot for request in step.requests]
+        arrays.positions[:count] = [request.num_computed - 1 for request in step.requests]
+        arrays.new_pages[:count] = [-1 if page is None else page for page in step.new_pages]
+        needs = Needs(0)
+        for request in step.requests:
+            needs |= _needs(request)
+        return StepBatch(arrays._replace(needs=np.int32(needs)), [], count)
+
+    def _vocab_row(self, request: Request) -> VocabRow:
+        prompt_tokens = np.zeros(self._vocab_size, bool)
+        prompt_tokens[request.prompt_token_ids] = True
+        bias = np.zeros(self._vocab_size, np.float32)
+        for token, value in (request.params.logit_bias or {}).items():
+            bias[token] = value
+        counts = np.bincount(request.output_token_ids, minlength=self._vocab_size).astype(np.int32)
+        return VocabRow(np.int32(request.slot), prompt_tokens, counts, bias)
+
+
+def _keeps_vocab_row(request: Request) -> bool:
+    params = request.params
+    penalised = params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
+    return penalised or bool(params.logit_bias)
+
+
+def _needs(request: Request) -> Needs:
+    params, needs = request.params, Needs(0)
+    if params.temperature > 0:
+        needs |= Needs.RANDOM
+        if params.top_k or params.top_p < 1 or params.min_p > 0:
+            needs |= Needs.FILTER
+    if _keeps_vocab_row(request) or params.min_tokens:
+        needs |= Needs.ADJUST
+    if params.logprobs is not None:
+        needs |= Needs.LOGPROBS
+    return needs
+
+
+def _fill_sampling(rows: SamplingRows, row: int, request: Request) -> None:
+    params = request.params
+    for name in (
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+        "repetition_penalty",
+        "presence_penalty",
+        "frequency_penalty",
+    ):
+        getattr(rows, name)[row] = getattr(params, name)
+    rows.has_bias[row] = bool(params.logit_bias)
+    rows.seed[row] = request.seed & 0xFFFFFFFF, (request.seed >> 32) & 0xFFFFFFFF
+    rows.min_length[row] = len(request.prompt_token_ids) + params.min_tokens
+    rows.stop_token_ids[row, : len(request.stop_token_ids)] = sorted(request.stop_token_ids)

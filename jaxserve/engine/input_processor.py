@@ -1,0 +1,116 @@
+"""Everything that is checked about a request before the engine takes it."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from jaxserve.errors import InputError, nearest
+from jaxserve.sampling_params import MAX_STOP_TOKEN_IDS, SamplingParams
+
+Prompt = str | dict[str, Any]  # text, {"prompt": text} or {"prompt_token_ids": [...]}
+
+
+class CheckedInput(NamedTuple):
+    """A prompt as tokens, and what its completions are bounded by."""
+
+    prompt: str | None
+    prompt_token_ids: list[int]
+    max_tokens: int
+    stop_token_ids: frozenset[int]  # end-of-sequence ids included, unless ignored
+
+
+class InputProcessor:
+    """Turns prompts into tokens and refuses what cannot be served, with an `InputError` of one sentence."""
+
+    def __init__(
+        self, tokenizer: Any, *, vocab_size: int, max_model_len: int, max_logprobs: int, eos_token_ids: frozenset[int]
+    ):
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._max_model_len = max_model_len
+        self._max_logprobs = max_logprobs
+        self._eos_token_ids = eos_token_ids
+
+    def check(self, prompt: Prompt, params: SamplingParams) -> CheckedInput:
+        text, token_ids = self._tokens(prompt)
+        room = self._max_model_len - len(token_ids)
+        if room < 1:
+            raise InputError(
+                f"the prompt has {len(token_ids)} tokens and max_model_len is {self._max_model_len}, which must also hold "
+                "one new token; shorten the prompt or raise max_model_len"
+            )
+        self._check_params(params)
+        stops = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos_token_ids)
+        if len(stops) > MAX_STOP_TOKEN_IDS:
+            raise InputError(
+                f"stop_token_ids and the model's end-of-sequence ids are {len(stops)} together; at most {MAX_STOP_TOKEN_IDS} are possible"
+            )
+        return CheckedInput(text, token_ids, min(room, params.max_tokens or room), stops)
+
+    def render_chat(self, messages: Sequence[dict[str, Any]], **template_arguments: Any) -> list[int]:
+        """The tokens of a conversation in the model's own chat template."""
+        self._need_tokenizer("chat")
+        if not self._tokenizer.chat_template:
+            raise InputError("this model's tokenizer has no chat template; use generate with a plain prompt")
+        if not messages:
+            raise InputError("messages is empty; give at least one message")
+        try:
+            text = self._tokenizer.apply_chat_template(
+                list(messages), tokenize=False, **{"add_generation_prompt": True, **template_arguments}
+            )
+        except Exception as error:  # whatever the checkpoint's own template raises about these messages
+            raise InputError(
+                f"the chat template cannot render these messages ({error}); check their roles and contents"
+            ) from error
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def _tokens(self, prompt: Prompt) -> tuple[str | None, list[int]]:
+        if isinstance(prompt, dict):
+            unknown = set(prompt) - {"prompt", "prompt_token_ids"}
+            if unknown or len(prompt) != 1:
+                hint = nearest(next(iter(unknown)), ("prompt", "prompt_token_ids")) if unknown else ""
+                raise InputError(
+                    f"a prompt has the keys {sorted(prompt)}; give either 'prompt' or 'prompt_token_ids'{hint}"
+                )
+            if "prompt_token_ids" in prompt:
+                return None, self._checked_ids(prompt["prompt_token_ids"])
+            prompt = prompt["prompt"]
+        if not isinstance(prompt, str):
+            raise InputError(f"a prompt is a {type(prompt).__name__}; give a string or {{'prompt_token_ids': [...]}}")
+        self._need_tokenizer("a prompt of text")
+        return prompt, self._checked_ids(self._tokenizer.encode(prompt))
+
+    def _checked_ids(self, token_ids: Any) -> list[int]:
+        if not isinstance(token_ids, Sequence) or isinstance(token_ids, str):
+            token_ids = token_ids.tolist() if hasattr(token_ids, "tolist") else None
+            if not isinstance(token_ids, list):
+                raise InputError("prompt_token_ids is no list; give a list of integers")
+        if not token_ids:
+            raise InputError("the prompt is empty; give at least one token")
+        for token in token_ids:
+            self._check_token(token, "prompt_token_ids")
+        return list(token_ids)
+
+    def _check_params(self, params: SamplingParams) -> None:
+        for name in ("logprobs", "prompt_logprobs"):
+            if (getattr(params, name) or 0) > self._max_logprobs:
+                raise InputError(
+                    f"{name} is {getattr(params, name)}, and this engine was started with max_logprobs={self._max_logprobs}; ask for fewer"
+                )
+        for token in params.stop_token_ids:
+            self._check_token(token, "stop_token_ids")
+        for token in params.logit_bias or {}:
+            self._check_token(token, "logit_bias")
+        if params.stop:
+            self._need_tokenizer("a stop string")
+
+    def _check_token(self, token: Any, field: str) -> None:
+        if type(token) is not int or not 0 <= token < self._vocab_size:
+            raise InputError(
+                f"{field} holds {token!r}; this model's token ids are the integers from 0 to {self._vocab_size - 1}"
+            )
+
+    def _need_tokenizer(self, what: str) -> None:
+        if self._tokenizer is None:
+            raise InputError(
+                f"{what} needs a tokenizer, and this engine was started with skip_tokenizer_init=True; give token ids"
+            )

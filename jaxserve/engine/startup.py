@@ -1,0 +1,145 @@
+"""From settings to a runner that is ready: model, mesh, weights, pages, programs."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxserve.checkpoint.huggingface import load_weights, read_config
+from jaxserve.checkpoint.tokenizer import eos_token_ids, load_tokenizer, read_generation_config, sampling_defaults
+from jaxserve.config import DEMO_MODEL, EngineConfig
+from jaxserve.errors import InputError
+from jaxserve.models.config import ModelConfig
+from jaxserve.models.registry import model_config
+from jaxserve.parallel.mesh import make_mesh
+from jaxserve.runner.buckets import Buckets
+from jaxserve.runner.compilation import use_persistent_cache
+from jaxserve.runner.kv_cache import page_bytes
+from jaxserve.runner.memory import plan_pages, working_bytes
+from jaxserve.runner.runner import Runner
+
+OnProgress = Callable[[str, int, int], None]  # stage, done, total
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """What an engine runs on. `config` has every choice filled in that was left to the engine."""
+
+    config: EngineConfig
+    model_config: ModelConfig
+    tokenizer: Any
+    eos_token_ids: frozenset[int]
+    sampling_defaults: dict[str, Any]
+    buckets: Buckets
+    runner: Runner
+    seconds: dict[str, float]  # by stage
+
+
+def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
+    """Load and compile everything; `InputError` for a checkpoint or a setting that cannot be served."""
+    seconds: dict[str, float] = {}
+    start = time.perf_counter()
+
+    def stage_done(name: str) -> None:
+        nonlocal start
+        seconds[name], start = time.perf_counter() - start, time.perf_counter()
+
+    use_persistent_cache(config.compilation_cache_dir)
+    directory = Path(config.model or DEMO_MODEL).expanduser()
+    if not directory.is_dir():
+        raise InputError(f"there is no model directory {directory}; give the path of a HuggingFace model directory")
+    hf = read_config(directory)
+    generation = read_generation_config(directory)
+    model = model_config(hf)
+    tokenizer = None if config.skip_tokenizer_init else load_tokenizer(Path(config.tokenizer or directory))
+    if tokenizer is not None and len(tokenizer) > model.vocab_size:
+        raise InputError(
+            f"the tokenizer has {len(tokenizer)} tokens and the model {model.vocab_size}; they do not belong together"
+        )
+    stage_done("configuration and tokenizer")
+
+    mesh = make_mesh(config.tensor_parallel_size)
+    placed = model.over_tensor_axis(config.tensor_parallel_size)
+    dtype = _dtype(config.dtype, hf)
+    graph, weights = load_weights(
+        directory, model, mesh, dtype, lambda done, total: on_progress("weights", done, total)
+    )
+    stage_done("weights")
+
+    config = _with_defaults(config, directory, mesh.devices.flat[0].platform)
+    config, buckets = _with_sizes(config, placed, weights, mesh.devices, dtype)
+    runner = Runner(
+        graph,
+        weights,
+        placed,
+        mesh,
+        buckets,
+        num_pages=config.num_pages,
+        page_size=config.page_size,
+        max_logprobs=config.max_logprobs,
+    )
+    stage_done("page pool")
+    runner.compile(lambda done, total: on_progress("programs", done, total))
+    stage_done("programs")
+    eos = eos_token_ids(generation, hf)
+    return Loaded(config, model, tokenizer, eos, sampling_defaults(generation), buckets, runner, seconds)
+
+
+def _dtype(name: str, hf: dict[str, Any]) -> jnp.dtype:
+    if name == "auto":
+        stored = str(hf.get("dtype") or hf.get("torch_dtype") or "bfloat16").removeprefix("torch.")
+        name = stored if stored in ("bfloat16", "float16", "float32") else "bfloat16"
+    return jnp.dtype(name)
+
+
+def _with_defaults(config: EngineConfig, directory: Path, platform: str) -> EngineConfig:
+    """`config` with the sizes that suit the platform."""
+    on_cpu = platform == "cpu"
+    return dataclasses.replace(
+        config,
+        model=str(directory),
+        max_num_seqs=config.max_num_seqs or (32 if on_cpu else 256),
+        max_num_batched_tokens=config.max_num_batched_tokens or (512 if on_cpu else 4096),
+    )
+
+
+def _with_sizes(
+    config: EngineConfig, model: ModelConfig, weights: Any, devices: Any, dtype: jnp.dtype
+) -> tuple[EngineConfig, Buckets]:
+    """`config` with `num_pages` and `max_model_len` as memory allows, and the buckets that follow."""
+    longest = config.max_model_len or model.max_position_embeddings
+    if longest > model.max_position_embeddings:
+        raise InputError(
+            f"max_model_len={longest} is more than the {model.max_position_embeddings} positions that this model was made for; lower it"
+        )
+
+    def buckets(max_model_len: int) -> Buckets:
+        return Buckets.of(
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=min(config.max_num_batched_tokens, max_model_len * config.max_num_seqs),
+            max_model_len=max_model_len,
+            page_size=config.page_size,
+        )
+
+    num_pages = config.num_pages or plan_pages(
+        page_bytes=page_bytes(model, config.page_size, dtype),
+        wanted=config.max_num_seqs * buckets(longest).max_pages,
+        device=devices.flat[0],
+        devices=devices.size,
+        utilization=config.gpu_memory_utilization,
+        weight_bytes=sum(array.nbytes for array in jax.tree.leaves(weights)),
+        working_bytes=working_bytes(model, buckets(longest), dtype.itemsize),
+    )
+    held = num_pages * config.page_size
+    if held < longest:
+        if config.max_model_len is not None:
+            raise InputError(
+                f"the page pool holds {held} tokens ({num_pages} pages of {config.page_size}) and max_model_len is {longest}, "
+                "so that a single request may not fit; lower max_model_len or give more pages"
+            )
+        longest = held
+    return dataclasses.replace(config, num_pages=num_pages, max_model_len=longest), buckets(longest)

@@ -1,0 +1,152 @@
+"""`LLM`: the Python API, in-process and offline."""
+
+import itertools
+from collections import deque
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any
+
+from jaxserve.config import EngineConfig
+from jaxserve.engine.engine import Engine
+from jaxserve.engine.input_processor import Prompt
+from jaxserve.errors import InputError
+from jaxserve.outputs import RequestOutput
+from jaxserve.progress import StartupProgress
+from jaxserve.sampling_params import SamplingParams
+
+Message = dict[str, Any]
+
+
+class LLM:
+    """A model, ready to generate. A context manager; leaving it frees the device's memory.
+
+        with LLM() as llm:
+            print(llm.chat([{"role": "user", "content": "What is 27+45?"}])[0].outputs[0].text)
+
+    `settings` are the fields of `EngineConfig`. Not thread-safe; a server uses `server.AsyncEngine`.
+    """
+
+    def __init__(self, model: str | None = None, *, progress: bool = True, **settings: Any):
+        config = EngineConfig.from_settings({"model": model} | settings)
+        with StartupProgress(enabled=progress) as bars:
+            self.engine = Engine(config, bars)
+        self._ids = itertools.count()
+        self._boxes: dict[str, deque[RequestOutput]] = {}  # of each running request, what its caller has not taken yet
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        priority: int | Sequence[int] = 0,
+    ) -> list[RequestOutput]:
+        """The completions of each prompt, in the prompts' order.
+
+        A prompt is a string, `{"prompt": text}` or `{"prompt_token_ids": [...]}`. One `SamplingParams` serves all
+        prompts, or give one for each; without any, the model's recommended ones. Requests of lower `priority` values
+        run first. `InputError` if any prompt cannot be served, and then none has run.
+        """
+        prompts = [prompts] if isinstance(prompts, str | dict) else list(prompts)
+        ids = self._add(prompts, sampling_params, priority)
+        outputs: dict[str, RequestOutput] = {}
+        for delta in self._deltas(ids):
+            if delta.request_id in outputs:
+                outputs[delta.request_id].extend(delta)
+            else:
+                outputs[delta.request_id] = delta
+        return [outputs[request_id] for request_id in ids]
+
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[RequestOutput]:
+        """What each step adds to one prompt's completions, as it comes. Closing the iterator aborts the request."""
+        return self._deltas(self._add([prompt], sampling_params, 0))
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """The answers to one conversation or several, rendered with the model's own chat template.
+
+        `chat_template_kwargs` go to the template, such as `{"enable_thinking": False}`.
+        """
+        one = bool(messages) and isinstance(messages[0], dict)
+        conversations: list[Any] = [messages] if one else list(messages)
+        prompts = [self.render_chat(m, tools=tools, **(chat_template_kwargs or {})) for m in conversations]
+        return self.generate(prompts, sampling_params)
+
+    def render_chat(
+        self, messages: Sequence[Message], *, tools: list[dict[str, Any]] | None = None, **kwargs: Any
+    ) -> Prompt:
+        """The prompt that `chat` makes of a conversation."""
+        return {"prompt_token_ids": self.engine.inputs.render_chat(messages, tools=tools, **kwargs)}
+
+    def get_tokenizer(self) -> Any:
+        """The `transformers` tokenizer, or None with `skip_tokenizer_init`."""
+        return self.engine.tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What the model's `generation_config.json` recommends."""
+        return SamplingParams(**self.engine.sampling_defaults)
+
+    def close(self) -> None:
+        """Free the device's memory; the engine is of no use afterwards."""
+        self.engine.close()
+
+    def __enter__(self) -> "LLM":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _add(
+        self,
+        prompts: Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        priority: int | Sequence[int],
+    ) -> list[str]:
+        """Queue all prompts, or none if one of them cannot be served."""
+        params = _one_each(sampling_params or self.get_default_sampling_params(), len(prompts), "sampling_params")
+        priorities = _one_each(priority, len(prompts), "priority")
+        ids = [str(next(self._ids)) for _ in prompts]
+        try:
+            for request_id, prompt, settings, first in zip(ids, prompts, params, priorities, strict=True):
+                self.engine.add(prompt, settings, request_id=request_id, priority=first)
+        except InputError:
+            self._drop(ids)
+            raise
+        self._boxes |= {request_id: deque() for request_id in ids}
+        return ids
+
+    def _deltas(self, ids: list[str]) -> Iterator[RequestOutput]:
+        """Step until these requests have ended. What other callers' requests get on the way waits in their boxes."""
+        boxes = [self._boxes[request_id] for request_id in ids]
+        unfinished = len(ids)
+        try:
+            while unfinished:
+                for delta in self.engine.step():
+                    self._boxes[delta.request_id].append(delta)
+                for box in boxes:
+                    while box:
+                        delta = box.popleft()
+                        unfinished -= delta.finished
+                        yield delta
+        finally:
+            self._drop(ids)
+
+    def _drop(self, ids: list[str]) -> None:
+        for request_id in ids:
+            self.engine.abort(request_id)
+            self._boxes.pop(request_id, None)
+
+
+def _one_each(given: Any, count: int, name: str) -> list[Any]:
+    if not isinstance(given, Sequence):
+        return [given] * count
+    if len(given) != count:
+        raise InputError(f"{name} has {len(given)} entries for {count} prompts; give one for each, or one for all")
+    return list(given)

@@ -1,0 +1,29 @@
+"""Which model class serves which HuggingFace architecture."""
+
+from typing import Any
+
+from jaxserve.errors import InputError
+from jaxserve.models.config import ModelConfig
+from jaxserve.models.llama import LlamaForCausalLM
+from jaxserve.models.qwen2 import Qwen2ForCausalLM
+from jaxserve.models.qwen3 import Qwen3ForCausalLM
+
+ARCHITECTURES: dict[str, type[LlamaForCausalLM]] = {
+    "LlamaForCausalLM": LlamaForCausalLM,
+    "Qwen2ForCausalLM": Qwen2ForCausalLM,
+    "Qwen3ForCausalLM": Qwen3ForCausalLM,
+}
+
+
+def model_config(hf: dict[str, Any]) -> ModelConfig:
+    """The shape of the model that a HuggingFace config describes; `InputError` if its architecture is not built."""
+    named = hf.get("architectures") or []
+    for architecture in named:
+        if architecture in ARCHITECTURES:
+            return ARCHITECTURES[architecture].config_from_hf(hf)
+    given = ", ".join(named) or "no architecture"
+    raise InputError(f"config.json names {given}; supported architectures are {', '.join(ARCHITECTURES)}")
+
+
+def model_class(config: ModelConfig) -> type[LlamaForCausalLM]:
+    return ARCHITECTURES[config.architecture]

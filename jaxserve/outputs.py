@@ -1,0 +1,76 @@
+"""What a caller gets back, in vLLM's shapes."""
+
+import dataclasses
+
+
+@dataclasses.dataclass
+class Logprob:
+    """One token's log-probability, its rank in the vocabulary (1 is the likeliest) and its text."""
+
+    logprob: float
+    rank: int | None = None
+    decoded_token: str | None = None
+
+
+Logprobs = dict[int, Logprob]  # of one position, by token id
+
+
+@dataclasses.dataclass
+class CompletionOutput:
+    """One completion, or what a step added to it. `finish_reason` is `"stop"`, `"length"` or `"abort"` once it ended."""
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = dataclasses.field(default_factory=list)
+    cumulative_logprob: float | None = None
+    logprobs: list[Logprobs] | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None  # the stop token id or stop string that ended it
+
+    def extend(self, delta: "CompletionOutput") -> None:
+        self.text += delta.text
+        self.token_ids += delta.token_ids
+        if delta.logprobs is not None:
+            self.logprobs = (self.logprobs or []) + delta.logprobs
+            self.cumulative_logprob = (self.cumulative_logprob or 0.0) + (delta.cumulative_logprob or 0.0)
+        self.finish_reason = delta.finish_reason
+        self.stop_reason = delta.stop_reason
+
+    def finished(self) -> bool:
+        return self.finish_reason is not None
+
+
+@dataclasses.dataclass
+class RequestMetrics:
+    """Points in time of a request, in seconds of `time.perf_counter`; None until reached."""
+
+    arrival_time: float
+    first_token_time: float | None = None
+    finished_time: float | None = None
+
+
+@dataclasses.dataclass
+class RequestOutput:
+    """A request's completions so far, or, in a stream, what one step added to them."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    metrics: RequestMetrics
+    finished: bool = False
+    prompt_logprobs: list[Logprobs | None] | None = None
+
+    def extend(self, delta: "RequestOutput") -> None:
+        """Take in a delta of the same request."""
+        by_index = {output.index: output for output in self.outputs}
+        for output in delta.outputs:
+            if output.index in by_index:
+                by_index[output.index].extend(output)
+            else:
+                self.outputs.append(output)
+        self.outputs.sort(key=lambda output: output.index)
+        self.finished = delta.finished
+        self.metrics = delta.metrics
+        if delta.prompt_logprobs is not None:
+            self.prompt_logprobs = delta.prompt_logprobs

@@ -1,0 +1,32 @@
+"""The device mesh, and where each parameter lies on it."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxserve.errors import InputError
+
+TENSOR = "tensor"  # the axis over which heads, MLP columns and the vocabulary are split
+
+
+def make_mesh(tensor_parallel_size: int) -> Mesh:
+    """A mesh over the first `tensor_parallel_size` devices."""
+    devices = jax.devices()
+    if tensor_parallel_size > len(devices):
+        raise InputError(
+            f"tensor_parallel_size={tensor_parallel_size} needs as many devices and JAX sees {len(devices)} "
+            f"({devices[0].platform}); lower it, or on a CPU simulate devices with jax_num_cpu_devices"
+        )
+    return Mesh(np.asarray(devices[:tensor_parallel_size]), (TENSOR,))
+
+
+def sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec(*axes))
+
+
+def parameter_shardings(mesh: Mesh, state: nnx.State) -> Any:
+    """For every parameter of `state`, the sharding that its `partition` rule gives on `mesh`; a tree like `state`'s."""
+    return nnx.map_state(lambda _, variable: NamedSharding(mesh, variable.get_metadata()["partition"]), state)

@@ -1,0 +1,67 @@
+"""The padded sizes that programs are compiled for. Plain Python: the scheduler's side reads them too."""
+
+import bisect
+import dataclasses
+from typing import NamedTuple
+
+# XLA's fast bf16 products on the CPU start at about four rows, and a GPU's tensor cores waste what is below eight.
+MIN_DECODE_ROWS = 4
+MIN_PREFILL_TOKENS = 32
+TOKENS_PER_PREFILL_ROW = 8  # a prefill bucket has room for that many times fewer sequences than tokens
+TILE_SIZE = 64
+
+
+class PrefillBucket(NamedTuple):
+    """A prefill program's sizes: tokens on the flat axis, sequences, and tokens in one query tile of attention."""
+
+    tokens: int
+    rows: int
+    tile_size: int
+
+    @property
+    def tiles(self) -> int:
+        """The most tiles that the tokens of all rows can fall into."""
+        return self.tokens // self.tile_size + self.rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Buckets:
+    """All sizes of one engine, ascending."""
+
+    prefill: tuple[PrefillBucket, ...]
+    decode: tuple[int, ...]
+    max_num_seqs: int
+    max_pages: int  # entries of a page table row
+
+    @classmethod
+    def of(cls, *, max_num_seqs: int, max_num_batched_tokens: int, max_model_len: int, page_size: int) -> "Buckets":
+        tokens = _doubling(MIN_PREFILL_TOKENS, max_num_batched_tokens)
+        return cls(
+            tuple(
+                PrefillBucket(t, min(max_num_seqs, -(-t // TOKENS_PER_PREFILL_ROW)), min(t, TILE_SIZE)) for t in tokens
+            ),
+            _doubling(MIN_DECODE_ROWS, max_num_seqs),
+            max_num_seqs,
+            -(-max_model_len // page_size),
+        )
+
+    @property
+    def max_prefill_rows(self) -> int:
+        return self.prefill[-1].rows
+
+    def prefill_for(self, tokens: int, rows: int) -> PrefillBucket:
+        """The smallest prefill bucket with room for both."""
+        return next(bucket for bucket in self.prefill if bucket.tokens >= tokens and bucket.rows >= rows)
+
+    def decode_for(self, rows: int) -> int:
+        """The smallest decode bucket with room for `rows`."""
+        return self.decode[bisect.bisect_left(self.decode, rows)]
+
+
+def _doubling(smallest: int, largest: int) -> tuple[int, ...]:
+    """`smallest`, doubled until `largest` is reached, which ends the list whatever it is."""
+    sizes = []
+    while smallest < largest:
+        sizes.append(smallest)
+        smallest *= 2
+    return (*sizes, max(largest, sizes[-1] if sizes else smallest))

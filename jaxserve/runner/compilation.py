@@ -1,0 +1,57 @@
+"""Compiling programs ahead of time, and counting what is compiled at any time."""
+
+import os
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+
+_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+
+
+class CompilationCounter:
+    """How many programs XLA has compiled, or read from its cache, in this process. One instance: `compilations`."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._lock = threading.Lock()
+        jax.monitoring.register_event_duration_secs_listener(self._on_event)
+
+    def _on_event(self, event: str, duration: float, **_) -> None:
+        if event == _COMPILE_EVENT:
+            with self._lock:
+                self.count += 1
+
+
+compilations = CompilationCounter()
+
+
+def use_persistent_cache(directory: str) -> None:
+    """Keep compiled programs in `directory`, unless the process has set JAX's cache already. `""` keeps none."""
+    if directory and jax.config.jax_compilation_cache_dir is None:
+        path = Path(directory).expanduser()
+        path.mkdir(parents=True, exist_ok=True)
+        jax.config.update("jax_compilation_cache_dir", str(path))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def compile_all(
+    lowerings: Iterable[Callable[[], jax.stages.Compiled]], on_compiled: Callable[[int, int], None]
+) -> list[jax.stages.Compiled]:
+    """Run all of `lowerings` on as many threads as there are cores; `on_compiled` is told how many of how many are done."""
+    tasks = list(lowerings)
+    done = 0
+    lock = threading.Lock()
+
+    def run(task: Callable[[], jax.stages.Compiled]) -> jax.stages.Compiled:
+        nonlocal done
+        compiled = task()
+        with lock:
+            done += 1
+            on_compiled(done, len(tasks))
+        return compiled
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(run, tasks))

@@ -1,0 +1,181 @@
+"""The two programs that serve: prefill and decode. Traced once per bucket, compiled ahead of time, never again."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, PartitionSpec
+
+from jaxserve.runner.step_batch import (
+    DecodeArrays,
+    LogprobRows,
+    Needs,
+    PrefillArrays,
+    SamplingRows,
+    StepResult,
+    VocabRow,
+)
+from jaxserve.models.config import ModelConfig
+from jaxserve.parallel.mesh import sharding
+from jaxserve.runner.kv_cache import DecodeRows, KVCache, PagedAttend, PrefillRows
+from jaxserve.runner.sampler import VocabState, log_probabilities, sample
+
+PROMPT_LOGPROB_ROWS = 64  # positions whose logits are held at once
+
+
+class SlotState(NamedTuple):
+    """What the device keeps of each running sequence, by slot."""
+
+    last_token: jax.Array  # int32 [slots]
+    page_table: jax.Array  # int32 [slots, max_pages]
+    sampling: SamplingRows  # [slots]
+    vocab: VocabState  # [slots, vocab]
+
+    @classmethod
+    def empty(cls, *, slots: int, max_pages: int, vocab_size: int, mesh: Mesh) -> "SlotState":
+        state = cls(
+            jnp.zeros(slots, jnp.int32),
+            jnp.full((slots, max_pages), -1, jnp.int32),
+            SamplingRows.empty(slots),
+            VocabState(
+                jnp.zeros((slots, vocab_size), bool),
+                jnp.zeros((slots, vocab_size), jnp.int32),
+                jnp.zeros((slots, vocab_size), jnp.float32),
+            ),
+        )
+        return jax.device_put(state, sharding(mesh))
+
+
+class DeviceState(NamedTuple):
+    """All that a step changes. Donated to each program, which gives back the next one."""
+
+    cache: KVCache
+    slots: SlotState
+
+
+class Programs:
+    """The functions to compile, for one model on one mesh."""
+
+    def __init__(
+        self,
+        graph: nnx.GraphDef,
+        weights_tree: Any,
+        config: ModelConfig,
+        mesh: Mesh,
+        *,
+        page_size: int,
+        max_logprobs: int,
+    ):
+        self._graph, self._weights_tree, self._config, self._mesh = graph, weights_tree, config, mesh
+        self._page_size = page_size
+        self._max_logprobs = min(max_logprobs, config.vocab_size)
+        self._scale = config.head_dim**-0.5
+
+    def decode(
+        self, weights: list[jax.Array], state: DeviceState, batch: DecodeArrays
+    ) -> tuple[DeviceState, StepResult]:
+        """One new token for each slot of the batch."""
+        model = self._model(weights)
+        slots = state.slots
+        page_index = jnp.maximum(batch.positions, 0) // self._page_size
+        opens = jnp.where(batch.new_pages >= 0, batch.slots, len(slots.last_token))
+        table = slots.page_table.at[opens, page_index].set(batch.new_pages, mode="drop")
+        rows = table[batch.slots]
+        lengths = batch.positions + 1  # padding: 0
+        attend = self._attend(state.cache, DecodeRows(rows, lengths), rows, jnp.arange(len(lengths)), batch.positions)
+        hidden = model(slots.last_token[batch.slots], jnp.maximum(batch.positions, 0), attend)
+        sampling = jax.tree.map(lambda settings: settings[batch.slots], slots.sampling)
+        token_ids, logprobs, vocab = self._sample(
+            model, hidden, lengths, batch.slots, batch.slots, sampling, slots.vocab, batch.needs
+        )
+        last_token = slots.last_token.at[batch.slots].set(token_ids, mode="drop")
+        state = DeviceState(attend.cache, SlotState(last_token, table, slots.sampling, vocab))
+        return state, StepResult(token_ids, logprobs, None)
+
+    def prefill(
+        self, weights: list[jax.Array], state: DeviceState, batch: PrefillArrays, tile_size: int
+    ) -> tuple[DeviceState, StepResult]:
+        """Chunks of several prompts; a new token for each that ends here."""
+        model = self._model(weights)
+        slots = state.slots
+        attend = self._attend(
+            state.cache,
+            PrefillRows(batch.page_table, batch.tiles),
+            batch.page_table,
+            batch.rows,
+            batch.positions,
+            tile_size,
+        )
+        hidden = model(batch.token_ids, jnp.maximum(batch.positions, 0), attend)
+        table = slots.page_table.at[batch.slots].set(batch.page_table, mode="drop")
+        sampling = jax.tree.map(
+            lambda kept, new: kept.at[batch.slots].set(new, mode="drop"), slots.sampling, batch.sampling
+        )
+        token_ids, logprobs, vocab = self._sample(
+            model,
+            hidden[batch.last_tokens],
+            batch.lengths,
+            batch.slots,
+            batch.sampling_slots,
+            batch.sampling,
+            slots.vocab,
+            batch.needs,
+        )
+        last_token = slots.last_token.at[batch.sampling_slots].set(token_ids, mode="drop")
+        prompt_logprobs = self._prompt_logprobs(model, hidden, batch)
+        state = DeviceState(attend.cache, SlotState(last_token, table, sampling, vocab))
+        return state, StepResult(token_ids, logprobs, prompt_logprobs)
+
+    @staticmethod
+    def load_vocab_row(vocab: VocabState, row: VocabRow) -> VocabState:
+        """Put a sequence's penalties and bias into its slot."""
+        return VocabState(*(kept.at[row.slot].set(new) for kept, new in zip(vocab, row[1:], strict=True)))
+
+    def _model(self, weights: list[jax.Array]) -> Any:
+        return nnx.merge(self._graph, jax.tree.unflatten(self._weights_tree, weights))
+
+    def _attend(self, cache, rows, page_table, owners, positions, tile_size=0) -> PagedAttend:
+        """Attention for tokens at `positions` of the sequences whose page table rows are `page_table[owners]`."""
+        page_ids = page_table[owners, jnp.maximum(positions, 0) // self._page_size]
+        page_ids = jnp.where(positions >= 0, page_ids, cache.k[0].shape[0])  # outside the pool: padding writes nothing
+        offsets = jnp.maximum(positions, 0) % self._page_size
+        return PagedAttend(cache, rows, page_ids, offsets, mesh=self._mesh, scale=self._scale, tile_size=tile_size)
+
+    def _sample(
+        self, model, hidden, lengths, slots, counted_slots, sampling, vocab, needs
+    ) -> tuple[jax.Array, LogprobRows, VocabState]:
+        """Tokens after `hidden` `[rows, hidden]`, their log-probabilities, and the counts with these tokens in."""
+        logits = self._replicated(model.logits(hidden))
+        token_ids = sample(logits, lengths, slots, sampling, vocab, needs)
+        logprobs = self._if_needed(
+            needs & Needs.LOGPROBS != 0, lambda: log_probabilities(logits, token_ids, self._max_logprobs)
+        )
+        counts = vocab.output_counts.at[counted_slots, token_ids].add(1, mode="drop")
+        return token_ids, logprobs, vocab._replace(output_counts=counts)
+
+    def _prompt_logprobs(self, model, hidden: jax.Array, batch: PrefillArrays) -> LogprobRows:
+        """Log-probabilities of each position's `next_token_ids`, a block of positions at a time."""
+        block = min(PROMPT_LOGPROB_ROWS, len(hidden))
+        padding = -len(hidden) % block
+
+        def of_block(inputs: tuple[jax.Array, jax.Array]) -> LogprobRows:
+            return log_probabilities(self._replicated(model.logits(inputs[0])), inputs[1], self._max_logprobs)
+
+        def all_blocks() -> LogprobRows:
+            blocks = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(-1, block, hidden.shape[-1])
+            targets = jnp.pad(batch.next_token_ids, (0, padding)).reshape(-1, block)
+            found = jax.lax.map(of_block, (blocks, targets))
+            return jax.tree.map(lambda rows: rows.reshape(-1, *rows.shape[2:])[: len(hidden)], found)
+
+        return self._if_needed(batch.needs & Needs.PROMPT_LOGPROBS != 0, all_blocks)
+
+    @staticmethod
+    def _if_needed(condition: jax.Array, compute: Callable[[], LogprobRows]) -> LogprobRows:
+        """`compute()`, or zeros of the same shapes."""
+        shapes = jax.eval_shape(compute)
+        return jax.lax.cond(condition, compute, lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
+
+    def _replicated(self, logits: jax.Array) -> jax.Array:
+        return jax.lax.with_sharding_constraint(logits, sharding(self._mesh, *PartitionSpec()))

@@ -1,0 +1,120 @@
+"""Step batches in, sampled tokens out: the only place that dispatches programs."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from jaxserve.models.config import ModelConfig
+from jaxserve.parallel.mesh import sharding
+from jaxserve.runner.buckets import Buckets, PrefillBucket
+from jaxserve.runner.compilation import compile_all
+from jaxserve.runner.kv_cache import KVCache
+from jaxserve.runner.programs import DeviceState, Programs, SlotState
+from jaxserve.runner.step_batch import DecodeArrays, PrefillArrays, SamplingRows, StepBatch, StepResult, VocabRow
+
+
+class Runner:
+    """A model with its pages and slots on a mesh, and a compiled program for every bucket.
+
+    `config` is the model as it stands on the mesh. `dispatch` returns at once, with arrays that the device fills later;
+    `collect` waits for them. Steps run in the order in which they are dispatched.
+    """
+
+    def __init__(
+        self,
+        graph: nnx.GraphDef,
+        weights: nnx.State,
+        config: ModelConfig,
+        mesh: Mesh,
+        buckets: Buckets,
+        *,
+        num_pages: int,
+        page_size: int,
+        max_logprobs: int,
+    ):
+        self._weights, weights_tree = jax.tree.flatten(weights)
+        self._buckets = buckets
+        self._mesh = mesh
+        dtype = self._weights[0].dtype
+        self._state = DeviceState(
+            KVCache.empty(config, num_pages=num_pages, page_size=page_size, dtype=dtype, mesh=mesh),
+            SlotState.empty(
+                slots=buckets.max_num_seqs, max_pages=buckets.max_pages, vocab_size=config.vocab_size, mesh=mesh
+            ),
+        )
+        self._programs = Programs(graph, weights_tree, config, mesh, page_size=page_size, max_logprobs=max_logprobs)
+        self._compiled: dict[Any, jax.stages.Compiled] = {}
+        self._vocab_size = config.vocab_size
+
+    def compile(self, on_compiled: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Compile the program of every bucket; `on_compiled` is told how many of how many are done. Run each once."""
+        tasks = {bucket: partial(self._compile_decode, bucket) for bucket in reversed(self._buckets.decode)}
+        tasks |= {bucket: partial(self._compile_prefill, bucket) for bucket in reversed(self._buckets.prefill)}
+        tasks |= {VocabRow: self._compile_vocab_row}
+        self._compiled = dict(zip(tasks, compile_all(tasks.values(), on_compiled), strict=True))
+
+    def dispatch(self, batch: StepBatch) -> StepResult:
+        """Start one step; the result's arrays are on the device, under way."""
+        for row in batch.vocab_rows:
+            vocab = self._compiled[VocabRow](self._state.slots.vocab, row)
+            self._state = self._state._replace(slots=self._state.slots._replace(vocab=vocab))
+        arrays = batch.arrays
+        key = len(arrays.slots) if isinstance(arrays, DecodeArrays) else self._prefill_bucket(arrays)
+        self._state, result = self._compiled[key](self._weights, self._state, arrays)
+        return result
+
+    @staticmethod
+    def collect(result: StepResult, *, logprobs: bool, prompt_logprobs: bool) -> StepResult:
+        """Wait for a step and read what is wanted of it, as numpy arrays."""
+        return jax.device_get(
+            StepResult(
+                result.token_ids,
+                result.logprobs if logprobs else None,
+                result.prompt_logprobs if prompt_logprobs else None,
+            )
+        )
+
+    def close(self) -> None:
+        """Free the device's memory."""
+        for array in jax.tree.leaves((self._weights, self._state)):
+            array.delete()
+        self._compiled.clear()
+
+    def _prefill_bucket(self, arrays: PrefillArrays) -> PrefillBucket:
+        return self._buckets.prefill_for(len(arrays.token_ids), len(arrays.slots))
+
+    def _compile_decode(self, rows: int) -> jax.stages.Compiled:
+        int32 = partial(np.zeros, dtype=np.int32)
+        return self._compile(self._programs.decode, DecodeArrays(int32(rows), int32(rows), int32(rows), int32(())))
+
+    def _compile_prefill(self, bucket: PrefillBucket) -> jax.stages.Compiled:
+        int32 = partial(np.zeros, dtype=np.int32)
+        tokens, rows = bucket.tokens, bucket.rows
+        arrays = PrefillArrays(
+            *(int32(tokens) for _ in range(4)),
+            *(int32(rows) for _ in range(4)),
+            int32((rows, self._buckets.max_pages)),
+            int32((4, bucket.tiles)),
+            SamplingRows.empty(rows),
+            int32(()),
+        )
+        return self._compile(partial(self._programs.prefill, tile_size=bucket.tile_size), arrays)
+
+    def _compile(self, program: Callable, arrays: PrefillArrays | DecodeArrays) -> jax.stages.Compiled:
+        # Outputs lie as the inputs they replace, so that each step's result fits the next step's program.
+        whole = sharding(self._mesh)
+        state = jax.tree.map(lambda array: array.sharding, self._state)
+        step = jax.jit(program, donate_argnums=1, in_shardings=(None, None, whole), out_shardings=(state, whole))
+        return step.lower(self._weights, self._state, arrays).compile()
+
+    def _compile_vocab_row(self) -> jax.stages.Compiled:
+        size, whole = self._vocab_size, sharding(self._mesh)
+        row = VocabRow(np.int32(0), np.zeros(size, bool), np.zeros(size, np.int32), np.zeros(size, np.float32))
+        load = jax.jit(Programs.load_vocab_row, donate_argnums=0, in_shardings=(None, whole), out_shardings=whole)
+        return load.lower(self._state.slots.vocab, row).compile()

@@ -1,0 +1,130 @@
+"""How the tokens of one request are chosen, with the names that vLLM's users know."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from jaxserve.errors import InputError, nearest
+
+MAX_STOP_TOKEN_IDS = 16  # per request, end-of-sequence ids included: the device keeps that many for `min_tokens`
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingParams:
+    """Sampling settings of one request. Every value is checked here; `InputError` names the field and what is allowed.
+
+    Attributes:
+        n: completions of the prompt.
+        temperature: 0 takes the likeliest token; higher values flatten the distribution.
+        top_p: keep the likeliest tokens whose probabilities add up to this, in (0, 1].
+        top_k: keep this many likeliest tokens; 0 or -1 keeps all.
+        min_p: keep tokens at least this fraction as probable as the likeliest, in [0, 1].
+        repetition_penalty: above 1 discourages tokens of prompt and output (Keskar et al., 2019, arXiv:1909.05858).
+        presence_penalty: subtracted from the logits of tokens already in the output, in [-2, 2].
+        frequency_penalty: subtracted once per occurrence in the output, in [-2, 2].
+        logit_bias: added to the logits of these token ids, each in [-100, 100].
+        seed: makes the request repeatable, whatever runs beside it; completion i of n uses seed + i.
+        max_tokens: the most tokens of a completion; None goes on to the model's length limit.
+        min_tokens: no end-of-sequence and no stop token before this many.
+        stop: strings that end a completion, and are not part of it.
+        stop_token_ids: token ids that end a completion.
+        ignore_eos: go on after end-of-sequence.
+        include_stop_str_in_output: keep the stop string in the text.
+        logprobs: log-probabilities of the sampled token and this many likeliest ones at each step.
+        prompt_logprobs: the same for the prompt's tokens.
+        detokenize: make text of the tokens.
+        skip_special_tokens: leave special tokens out of the text.
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] | None = None
+    seed: int | None = None
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    stop: str | Sequence[str] | None = None
+    stop_token_ids: Sequence[int] | None = None
+    ignore_eos: bool = False
+    include_stop_str_in_output: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    detokenize: bool = True
+    skip_special_tokens: bool = True
+
+    def __init__(self, **settings: Any):
+        fields = {field.name: field.default for field in dataclasses.fields(type(self))}
+        for name in settings:
+            if name not in fields:
+                raise InputError(f"SamplingParams has no field {name!r}{nearest(name, fields)}")
+        for name, default in fields.items():
+            object.__setattr__(self, name, settings.get(name, default))
+        self._normalise()
+        self._check()
+
+    def _normalise(self) -> None:
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        object.__setattr__(self, "stop", stop)
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
+        object.__setattr__(self, "top_k", 0 if self.top_k == -1 else self.top_k)
+
+    def _check(self) -> None:
+        self._integer("n", 1, 1024)
+        self._number("temperature", 0.0, 100.0)
+        self._number("top_p", 0.0, 1.0, above=True)
+        self._integer("top_k", 0, 2**31 - 1, meaning="0 or -1 to keep all tokens, or more")
+        self._number("min_p", 0.0, 1.0)
+        self._number("repetition_penalty", 0.0, 100.0, above=True)
+        self._number("presence_penalty", -2.0, 2.0)
+        self._number("frequency_penalty", -2.0, 2.0)
+        self._integer("min_tokens", 0, 2**31 - 1)
+        for name, low, high in (
+            ("seed", -(2**63), 2**64 - 1),
+            ("max_tokens", 1, 2**31 - 1),
+            ("logprobs", 0, 2**31 - 1),
+        ):
+            if getattr(self, name) is not None:
+                self._integer(name, low, high)
+        if self.prompt_logprobs is not None:
+            self._integer("prompt_logprobs", 0, 2**31 - 1)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InputError(f"min_tokens={self.min_tokens} is more than max_tokens={self.max_tokens}; lower it")
+        for text in self.stop:
+            if not isinstance(text, str) or not text:
+                raise InputError(f"stop holds {text!r}; give non-empty strings")
+        if self.stop and not self.detokenize:
+            raise InputError("stop strings need text, and detokenize is False; set it to True or use stop_token_ids")
+        for token in self.stop_token_ids:
+            _check_token(token, "stop_token_ids")
+        if not isinstance(self.logit_bias, dict | None):
+            raise InputError(f"logit_bias is a {type(self.logit_bias).__name__}; give a dict of token ids to numbers")
+        for token, bias in (self.logit_bias or {}).items():
+            _check_token(token, "logit_bias")
+            if not _is_number(bias) or not -100 <= bias <= 100:
+                raise InputError(f"logit_bias[{token}] is {bias!r}; give a number between -100 and 100")
+
+    def _number(self, name: str, low: float, high: float, *, above: bool = False) -> None:
+        value = getattr(self, name)
+        if not _is_number(value) or not low <= value <= high or (above and value == low):
+            allowed = f"above {low:g} and at most {high:g}" if above else f"between {low:g} and {high:g}"
+            raise InputError(f"{name} is {value!r}; give a number {allowed}")
+
+    def _integer(self, name: str, low: int, high: int, *, meaning: str = "") -> None:
+        value = getattr(self, name)
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise InputError(f"{name} is {value!r}; give an integer {meaning or f'between {low} and {high}'}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_token(token: Any, field: str) -> None:
+    if not isinstance(token, int) or isinstance(token, bool) or token < 0:
+        raise InputError(f"{field} holds {token!r}; give token ids, which are integers from 0 on")
