@@ -16,7 +16,7 @@ def _setting(default: Any, help: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": help})
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """What an engine is made of. None lets the engine choose from the model and the device."""
 
@@ -72,6 +72,17 @@ class EngineConfig:
             if name not in known:
                 raise InputError(f"there is no setting {name!r}{nearest(name, known)}")
         return cls(**settings)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResolvedConfig(EngineConfig):
+    """The settings of a running engine: everything that was left to it is chosen."""
+
+    model: str
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    num_pages: int
 
 
 def read_preset(path: str) -> dict[str, Any]:

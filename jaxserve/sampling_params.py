@@ -27,7 +27,7 @@ class SamplingParams:
         seed: makes the request repeatable, whatever runs beside it; completion i of n uses seed + i.
         max_tokens: the most tokens of a completion; None goes on to the model's length limit.
         min_tokens: no end-of-sequence and no stop token before this many.
-        stop: strings that end a completion, and are not part of it.
+        stop: a string, or several, that end a completion and are not part of it.
         stop_token_ids: token ids that end a completion.
         ignore_eos: go on after end-of-sequence.
         include_stop_str_in_output: keep the stop string in the text.
@@ -49,8 +49,8 @@ class SamplingParams:
     seed: int | None = None
     max_tokens: int | None = 16
     min_tokens: int = 0
-    stop: str | Sequence[str] | None = None
-    stop_token_ids: Sequence[int] | None = None
+    stop: Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
     logprobs: int | None = None

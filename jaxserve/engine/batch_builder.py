@@ -25,20 +25,10 @@ class StepBatchBuilder:
         bucket = self._buckets.prefill_for(int(starts[-1]), len(chunks))
         counts = np.array([chunk.count for chunk in chunks])
         positions = np.array([chunk.start for chunk in chunks])
-        arrays = PrefillArrays(
-            token_ids=np.zeros(bucket.tokens, np.int32),
-            positions=np.full(bucket.tokens, -1, np.int32),
-            rows=np.zeros(bucket.tokens, np.int32),
-            next_token_ids=np.zeros(bucket.tokens, np.int32),
-            slots=np.full(bucket.rows, self._buckets.max_num_seqs, np.int32),
-            sampling_slots=np.full(bucket.rows, self._buckets.max_num_seqs, np.int32),
-            last_tokens=np.zeros(bucket.rows, np.int32),
-            lengths=np.zeros(bucket.rows, np.int32),
-            page_table=np.full((bucket.rows, self._buckets.max_pages), -1, np.int32),
-            tiles=prefill_tiles(starts[:-1], counts, positions, bucket.tile_size, bucket.tiles),
-            sampling=SamplingRows.empty(bucket.rows),
-            needs=np.zeros((), np.int32),
+        arrays = PrefillArrays.padding(
+            bucket, max_num_seqs=self._buckets.max_num_seqs, max_pages=self._buckets.max_pages
         )
+        arrays.tiles[:] = prefill_tiles(starts[:-1], counts, positions, bucket.tile_size, bucket.tiles)
         needs, vocab_rows = Needs(0), []
         for row, (chunk, begin, end) in enumerate(zip(chunks, starts[:-1], starts[1:], strict=True)):
             request, stop = chunk.request, chunk.start + chunk.count
@@ -48,7 +38,8 @@ class StepBatchBuilder:
             following = request.prompt_token_ids[chunk.start + 1 : stop + 1]
             arrays.next_token_ids[begin : begin + len(following)] = following
             arrays.slots[row] = request.slot
-            arrays.sampling_slots[row] = request.slot if chunk.samples else self._buckets.max_num_seqs
+            if chunk.samples:
+                arrays.sampling_slots[row] = request.slot
             arrays.last_tokens[row] = end - 1
             arrays.lengths[row] = stop
             arrays.page_table[row, : len(request.pages)] = request.pages
@@ -63,12 +54,7 @@ class StepBatchBuilder:
     def _decode(self, step: Decode) -> StepBatch:
         size = self._buckets.decode_for(len(step.requests))
         count = len(step.requests)
-        arrays = DecodeArrays(
-            slots=np.full(size, self._buckets.max_num_seqs, np.int32),
-            positions=np.full(size, -1, np.int32),
-            new_pages=np.full(size, -1, np.int32),
-            needs=np.zeros((), np.int32),
-        )
+        arrays = DecodeArrays.padding(size, max_num_seqs=self._buckets.max_num_seqs)
         arrays.slots[:count] = [request.slot for request in step.requests]
         arrays.positions[:count] = [request.num_computed - 1 for request in step.requests]
         arrays.new_pages[:count] = [-1 if page is None else page for page in step.new_pages]

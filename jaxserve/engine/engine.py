@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import random
 import time
+from collections.abc import Callable
 
 from jaxserve.config import EngineConfig
 from jaxserve.engine.batch_builder import StepBatchBuilder
@@ -15,7 +16,7 @@ from jaxserve.engine.scheduler import Chunk, Decode, Prefill, Scheduler
 from jaxserve.engine.startup import Loaded, OnProgress, load
 from jaxserve.errors import InputError
 from jaxserve.outputs import CompletionOutput, Logprob, Logprobs, RequestMetrics, RequestOutput
-from jaxserve.runner.step_batch import LogprobRows, StepResult
+from jaxserve.runner.step_batch import LogprobRows, StepBatch, StepResult
 from jaxserve.sampling_params import SamplingParams
 
 
@@ -49,6 +50,7 @@ class _Dispatched:
     """A step that the device works on."""
 
     step: Prefill | Decode
+    batch: StepBatch
     result: StepResult
 
 
@@ -89,6 +91,7 @@ class Engine:
         self._live: dict[Request, _Live] = {}
         self._groups: dict[str, _Group] = {}
         self._dispatched: _Dispatched | None = None
+        self.on_step: Callable[[StepBatch], None] | None = None  # told of each step once its tokens are on the host
         self._arrivals = itertools.count()
         self._seeds = random.Random(loaded.config.seed)
 
@@ -133,8 +136,7 @@ class Engine:
     def step(self) -> list[RequestOutput]:
         """Dispatch the next step and return what the one before it added, a delta for each request that grew."""
         step = self.scheduler.schedule()
-        dispatched = _Dispatched(step, self.runner.dispatch(self._builder.build(step))) if step else None
-        before, self._dispatched = self._dispatched, dispatched
+        before, self._dispatched = self._dispatched, self._dispatch(step) if step else None
         return self._collect(before) if before else []
 
     def close(self) -> None:
@@ -144,19 +146,25 @@ class Engine:
         self._dispatched = None
         self.runner.close()
 
+    def _dispatch(self, step: Prefill | Decode) -> _Dispatched:
+        batch = self._builder.build(step)
+        return _Dispatched(step, batch, self.runner.dispatch(batch))
+
     def _collect(self, dispatched: _Dispatched) -> list[RequestOutput]:
-        chunks = dispatched.step.chunks if isinstance(dispatched.step, Prefill) else None
-        requests = [chunk.request for chunk in chunks] if chunks else dispatched.step.requests
+        step = dispatched.step
+        requests = [chunk.request for chunk in step.chunks] if isinstance(step, Prefill) else step.requests
         result = self.runner.collect(
             dispatched.result,
             logprobs=any(request.params.logprobs is not None for request in requests),
-            prompt_logprobs=bool(chunks) and any(request.params.prompt_logprobs is not None for request in requests),
+            prompt_logprobs=any(request.params.prompt_logprobs is not None for request in requests),
         )
-        if result.prompt_logprobs:
-            self._take_prompt_logprobs(chunks, result.prompt_logprobs)
+        if self.on_step:
+            self.on_step(dispatched.batch)
+        if isinstance(step, Prefill) and result.prompt_logprobs:
+            self._take_prompt_logprobs(step.chunks, result.prompt_logprobs)
         deltas: dict[_Group, RequestOutput] = {}
         for row, request in enumerate(requests):
-            if chunks and not chunks[row].samples:
+            if isinstance(step, Prefill) and not step.chunks[row].samples:
                 continue
             request.in_flight -= 1
             if request.state is not State.FINISHED:  # it may have ended, or been aborted, while this step ran
@@ -170,7 +178,7 @@ class Engine:
         group = live.group
         request.output_token_ids.append(token)
         added = CompletionOutput(live.index, token_ids=[token])
-        if params.logprobs is not None:
+        if params.logprobs is not None and logprobs is not None:
             added.logprobs = [self._logprobs(logprobs, row, token, params.logprobs)]
             added.cumulative_logprob = added.logprobs[0][token].logprob
         self._extend_text(request, live, token, added)
@@ -225,7 +233,7 @@ class Engine:
             request, wanted = chunk.request, chunk.request.params.prompt_logprobs
             live = self._live.get(request)
             if wanted is not None and live and live.index == 0 and not request.output_token_ids:
-                if chunk.start == 0:
+                if chunk.start == 0 or live.group.prompt_logprobs is None:
                     live.group.prompt_logprobs = [None]  # nothing comes before the first token
                 for position in range(chunk.start, min(chunk.start + chunk.count, len(request.prompt_token_ids) - 1)):
                     token = request.prompt_token_ids[position + 1]

@@ -88,10 +88,11 @@ class Scheduler:
     def _prefill(self) -> Prefill | None:
         chunks: list[Chunk] = []
         budget = self._token_budget
-        for request in sorted((r for r in self._running if not r.decoding), key=lambda r: r.order):
-            if budget and len(chunks) < self._max_prefill_seqs:
-                budget -= self._take_chunk(request, budget, chunks)
-        while budget and len(chunks) < self._max_prefill_seqs and (request := self._admit()):
+        unfinished = iter(sorted((r for r in self._running if not r.decoding), key=lambda r: r.order))
+        while budget and len(chunks) < self._max_prefill_seqs:
+            request = next(unfinished, None) or self._admit()
+            if request is None:
+                break
             budget -= self._take_chunk(request, budget, chunks)
         return Prefill(chunks) if chunks else None
 
@@ -157,7 +158,7 @@ class Scheduler:
 
     def _preempt(self, request: Request) -> None:
         self._release(request)
-        request.num_computed, request.decoding = 0, False
+        request.num_computed = 0
         self.num_preemptions += 1
         self.add(request)
 

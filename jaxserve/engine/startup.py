@@ -8,10 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxserve.checkpoint.huggingface import load_weights, read_config
 from jaxserve.checkpoint.tokenizer import eos_token_ids, load_tokenizer, read_generation_config, sampling_defaults
-from jaxserve.config import DEMO_MODEL, EngineConfig
+from jaxserve.config import DEMO_MODEL, EngineConfig, ResolvedConfig
 from jaxserve.errors import InputError
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.registry import model_config
@@ -27,9 +28,9 @@ OnProgress = Callable[[str, int, int], None]  # stage, done, total
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """What an engine runs on. `config` has every choice filled in that was left to the engine."""
+    """What an engine runs on."""
 
-    config: EngineConfig
+    config: ResolvedConfig
     model_config: ModelConfig
     tokenizer: Any
     eos_token_ids: frozenset[int]
@@ -70,23 +71,22 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
     )
     stage_done("weights")
 
-    config = _with_defaults(config, directory, mesh.devices.flat[0].platform)
-    config, buckets = _with_sizes(config, placed, weights, mesh.devices, dtype)
+    resolved, buckets = _resolve(config, directory, placed, weights, mesh.devices, dtype)
     runner = Runner(
         graph,
         weights,
         placed,
         mesh,
         buckets,
-        num_pages=config.num_pages,
-        page_size=config.page_size,
-        max_logprobs=config.max_logprobs,
+        num_pages=resolved.num_pages,
+        page_size=resolved.page_size,
+        max_logprobs=resolved.max_logprobs,
     )
     stage_done("page pool")
     runner.compile(lambda done, total: on_progress("programs", done, total))
     stage_done("programs")
     eos = eos_token_ids(generation, hf)
-    return Loaded(config, model, tokenizer, eos, sampling_defaults(generation), buckets, runner, seconds)
+    return Loaded(resolved, model, tokenizer, eos, sampling_defaults(generation), buckets, runner, seconds)
 
 
 def _dtype(name: str, hf: dict[str, Any]) -> jnp.dtype:
@@ -96,50 +96,49 @@ def _dtype(name: str, hf: dict[str, Any]) -> jnp.dtype:
     return jnp.dtype(name)
 
 
-def _with_defaults(config: EngineConfig, directory: Path, platform: str) -> EngineConfig:
-    """`config` with the sizes that suit the platform."""
-    on_cpu = platform == "cpu"
-    return dataclasses.replace(
-        config,
-        model=str(directory),
-        max_num_seqs=config.max_num_seqs or (32 if on_cpu else 256),
-        max_num_batched_tokens=config.max_num_batched_tokens or (512 if on_cpu else 4096),
-    )
-
-
-def _with_sizes(
-    config: EngineConfig, model: ModelConfig, weights: Any, devices: Any, dtype: jnp.dtype
-) -> tuple[EngineConfig, Buckets]:
-    """`config` with `num_pages` and `max_model_len` as memory allows, and the buckets that follow."""
-    longest = config.max_model_len or model.max_position_embeddings
-    if longest > model.max_position_embeddings:
+def _resolve(
+    config: EngineConfig, directory: Path, model: ModelConfig, weights: Any, devices: np.ndarray, dtype: jnp.dtype
+) -> tuple[ResolvedConfig, Buckets]:
+    """Every setting that was left open, from the model, the platform and the memory at hand; and the buckets of it."""
+    on_cpu = devices.flat[0].platform == "cpu"
+    max_num_seqs = config.max_num_seqs or (32 if on_cpu else 256)
+    max_num_batched_tokens = config.max_num_batched_tokens or (512 if on_cpu else 4096)
+    max_model_len = config.max_model_len or model.max_position_embeddings
+    if max_model_len > model.max_position_embeddings:
         raise InputError(
-            f"max_model_len={longest} is more than the {model.max_position_embeddings} positions that this model was made for; lower it"
+            f"max_model_len={max_model_len} is more than the {model.max_position_embeddings} positions "
+            "that this model was made for; lower it"
         )
 
-    def buckets(max_model_len: int) -> Buckets:
+    def buckets() -> Buckets:
         return Buckets.of(
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=min(config.max_num_batched_tokens, max_model_len * config.max_num_seqs),
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=min(max_num_batched_tokens, max_model_len * max_num_seqs),
             max_model_len=max_model_len,
             page_size=config.page_size,
         )
 
     num_pages = config.num_pages or plan_pages(
         page_bytes=page_bytes(model, config.page_size, dtype),
-        wanted=config.max_num_seqs * buckets(longest).max_pages,
+        wanted=max_num_seqs * buckets().max_pages,
         device=devices.flat[0],
         devices=devices.size,
         utilization=config.gpu_memory_utilization,
         weight_bytes=sum(array.nbytes for array in jax.tree.leaves(weights)),
-        working_bytes=working_bytes(model, buckets(longest), dtype.itemsize),
+        working_bytes=working_bytes(model, buckets(), dtype.itemsize),
     )
     held = num_pages * config.page_size
-    if held < longest:
-        if config.max_model_len is not None:
-            raise InputError(
-                f"the page pool holds {held} tokens ({num_pages} pages of {config.page_size}) and max_model_len is {longest}, "
-                "so that a single request may not fit; lower max_model_len or give more pages"
-            )
-        longest = held
-    return dataclasses.replace(config, num_pages=num_pages, max_model_len=longest), buckets(longest)
+    if held < max_model_len and config.max_model_len is not None:
+        raise InputError(
+            f"the page pool holds {held} tokens ({num_pages} pages of {config.page_size}) and max_model_len is "
+            f"{max_model_len}, so that a single request may not fit; lower max_model_len or give more pages"
+        )
+    max_model_len = min(max_model_len, held)
+    chosen = {
+        "model": str(directory),
+        "max_model_len": max_model_len,
+        "max_num_seqs": max_num_seqs,
+        "max_num_batched_tokens": max_num_batched_tokens,
+        "num_pages": num_pages,
+    }
+    return ResolvedConfig(**(dataclasses.asdict(config) | chosen)), buckets()

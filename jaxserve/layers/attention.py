@@ -56,16 +56,15 @@ class Attention(nnx.Module):
         self.o = Linear(
             num_heads * head_dim, hidden_size, partition=PartitionSpec(None, "tensor"), dtype=dtype, rngs=rngs
         )
-        normed = qk_norm_epsilon is not None
-        self.q_norm = RMSNorm(head_dim, epsilon=qk_norm_epsilon, dtype=dtype) if normed else None
-        self.k_norm = RMSNorm(head_dim, epsilon=qk_norm_epsilon, dtype=dtype) if normed else None
+        self.q_norm = None if qk_norm_epsilon is None else RMSNorm(head_dim, epsilon=qk_norm_epsilon, dtype=dtype)
+        self.k_norm = None if qk_norm_epsilon is None else RMSNorm(head_dim, epsilon=qk_norm_epsilon, dtype=dtype)
 
     def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], attend: Attend, layer: int) -> jax.Array:
         """`[..., tokens, hidden]` to the same; `rope` from `rotary.rope_tables`."""
         qkv = self.qkv(x).reshape(*x.shape[:-1], self.num_kv_heads, self.group + 2, self.head_dim)
         q = qkv[..., : self.group, :].reshape(*x.shape[:-1], -1, self.head_dim)
         k, v = qkv[..., self.group, :], qkv[..., self.group + 1, :]
-        if self.q_norm is not None:
+        if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         out = attend(layer, apply_rope(q, *rope), apply_rope(k, *rope), v)
         return self.o(out.reshape(*x.shape[:-1], -1))

@@ -9,20 +9,31 @@ from pathlib import Path
 import jax
 
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+_CACHE_HIT_EVENT = "/jax/compilation_cache/cache_hits"
 
 
 class CompilationCounter:
-    """How many programs XLA has compiled, or read from its cache, in this process. One instance: `compilations`."""
+    """How many programs XLA has compiled in this process, those `cached` included that it read from its cache.
+
+    One instance: `compilations`.
+    """
 
     def __init__(self) -> None:
         self.count = 0
+        self.cached = 0
         self._lock = threading.Lock()
-        jax.monitoring.register_event_duration_secs_listener(self._on_event)
+        jax.monitoring.register_event_duration_secs_listener(self._on_duration)
+        jax.monitoring.register_event_listener(self._on_event)
 
-    def _on_event(self, event: str, duration: float, **_) -> None:
+    def _on_duration(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event == _COMPILE_EVENT:
             with self._lock:
                 self.count += 1
+
+    def _on_event(self, event: str, **_: str | int) -> None:
+        if event == _CACHE_HIT_EVENT:
+            with self._lock:
+                self.cached += 1
 
 
 compilations = CompilationCounter()

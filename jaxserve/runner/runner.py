@@ -16,7 +16,7 @@ from jaxserve.runner.buckets import Buckets, PrefillBucket
 from jaxserve.runner.compilation import compile_all
 from jaxserve.runner.kv_cache import KVCache
 from jaxserve.runner.programs import DeviceState, Programs, SlotState
-from jaxserve.runner.step_batch import DecodeArrays, PrefillArrays, SamplingRows, StepBatch, StepResult, VocabRow
+from jaxserve.runner.step_batch import DecodeArrays, PrefillArrays, StepBatch, StepResult, VocabRow
 
 
 class Runner:
@@ -39,10 +39,11 @@ class Runner:
         max_logprobs: int,
     ):
         self._weights, weights_tree = jax.tree.flatten(weights)
+        self._untied_table = () if config.tie_word_embeddings else jax.tree.leaves(weights["embedding"])
         self._buckets = buckets
         self._mesh = mesh
         dtype = self._weights[0].dtype
-        self._state = DeviceState(
+        self.state = DeviceState(
             KVCache.empty(config, num_pages=num_pages, page_size=page_size, dtype=dtype, mesh=mesh),
             SlotState.empty(
                 slots=buckets.max_num_seqs, max_pages=buckets.max_pages, vocab_size=config.vocab_size, mesh=mesh
@@ -53,8 +54,10 @@ class Runner:
         self._vocab_size = config.vocab_size
 
     def compile(self, on_compiled: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """Compile the program of every bucket; `on_compiled` is told how many of how many are done. Run each once."""
-        tasks = {bucket: partial(self._compile_decode, bucket) for bucket in reversed(self._buckets.decode)}
+        """Compile the program of every bucket; `on_compiled` is told how many of how many are done."""
+        # The largest first: they take longest.
+        tasks: dict[Any, Callable[[], jax.stages.Compiled]] = {}
+        tasks |= {bucket: partial(self._compile_decode, bucket) for bucket in reversed(self._buckets.decode)}
         tasks |= {bucket: partial(self._compile_prefill, bucket) for bucket in reversed(self._buckets.prefill)}
         tasks |= {VocabRow: self._compile_vocab_row}
         self._compiled = dict(zip(tasks, compile_all(tasks.values(), on_compiled), strict=True))
@@ -62,12 +65,23 @@ class Runner:
     def dispatch(self, batch: StepBatch) -> StepResult:
         """Start one step; the result's arrays are on the device, under way."""
         for row in batch.vocab_rows:
-            vocab = self._compiled[VocabRow](self._state.slots.vocab, row)
-            self._state = self._state._replace(slots=self._state.slots._replace(vocab=vocab))
+            vocab = self._compiled[VocabRow](self.state.slots.vocab, row)
+            self.state = self.state._replace(slots=self.state.slots._replace(vocab=vocab))
         arrays = batch.arrays
         key = len(arrays.slots) if isinstance(arrays, DecodeArrays) else self._prefill_bucket(arrays)
-        self._state, result = self._compiled[key](self._weights, self._state, arrays)
+        self.state, result = self._compiled[key](self._weights, self.state, arrays)
         return result
+
+    @property
+    def weight_bytes_per_step(self) -> int:
+        """Bytes of the parameters that every step reads: all but an untied embedding table, of which it reads rows."""
+        return _bytes(self._weights) - _bytes(self._untied_table)
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of one position's keys and values in all layers."""
+        pages, _, page_size, _ = self.state.cache.k[0].shape
+        return _bytes(self.state.cache) // (pages * page_size)
 
     @staticmethod
     def collect(result: StepResult, *, logprobs: bool, prompt_logprobs: bool) -> StepResult:
@@ -82,7 +96,7 @@ class Runner:
 
     def close(self) -> None:
         """Free the device's memory."""
-        for array in jax.tree.leaves((self._weights, self._state)):
+        for array in jax.tree.leaves((self._weights, self.state)):
             array.delete()
         self._compiled.clear()
 
@@ -90,31 +104,27 @@ class Runner:
         return self._buckets.prefill_for(len(arrays.token_ids), len(arrays.slots))
 
     def _compile_decode(self, rows: int) -> jax.stages.Compiled:
-        int32 = partial(np.zeros, dtype=np.int32)
-        return self._compile(self._programs.decode, DecodeArrays(int32(rows), int32(rows), int32(rows), int32(())))
+        return self._compile(self._programs.decode, DecodeArrays.padding(rows, max_num_seqs=self._buckets.max_num_seqs))
 
     def _compile_prefill(self, bucket: PrefillBucket) -> jax.stages.Compiled:
-        int32 = partial(np.zeros, dtype=np.int32)
-        tokens, rows = bucket.tokens, bucket.rows
-        arrays = PrefillArrays(
-            *(int32(tokens) for _ in range(4)),
-            *(int32(rows) for _ in range(4)),
-            int32((rows, self._buckets.max_pages)),
-            int32((4, bucket.tiles)),
-            SamplingRows.empty(rows),
-            int32(()),
+        sizes = {"max_num_seqs": self._buckets.max_num_seqs, "max_pages": self._buckets.max_pages}
+        return self._compile(
+            partial(self._programs.prefill, tile_size=bucket.tile_size), PrefillArrays.padding(bucket, **sizes)
         )
-        return self._compile(partial(self._programs.prefill, tile_size=bucket.tile_size), arrays)
 
     def _compile(self, program: Callable, arrays: PrefillArrays | DecodeArrays) -> jax.stages.Compiled:
         # Outputs lie as the inputs they replace, so that each step's result fits the next step's program.
         whole = sharding(self._mesh)
-        state = jax.tree.map(lambda array: array.sharding, self._state)
+        state = jax.tree.map(lambda array: array.sharding, self.state)
         step = jax.jit(program, donate_argnums=1, in_shardings=(None, None, whole), out_shardings=(state, whole))
-        return step.lower(self._weights, self._state, arrays).compile()
+        return step.lower(self._weights, self.state, arrays).compile()
 
     def _compile_vocab_row(self) -> jax.stages.Compiled:
         size, whole = self._vocab_size, sharding(self._mesh)
         row = VocabRow(np.int32(0), np.zeros(size, bool), np.zeros(size, np.int32), np.zeros(size, np.float32))
         load = jax.jit(Programs.load_vocab_row, donate_argnums=0, in_shardings=(None, whole), out_shardings=whole)
-        return load.lower(self._state.slots.vocab, row).compile()
+        return load.lower(self.state.slots.vocab, row).compile()
+
+
+def _bytes(arrays: Any) -> int:
+    return sum(array.nbytes for array in jax.tree.leaves(arrays))

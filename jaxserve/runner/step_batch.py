@@ -6,11 +6,14 @@ Padding has slot `max_num_seqs`, position -1 and page -1, and writes nothing.
 """
 
 import enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxserve.runner.buckets import PrefillBucket
 from jaxserve.sampling_params import MAX_STOP_TOKEN_IDS
+
+Array = Any  # of numpy on the host; the same records hold JAX's on the device
 
 
 class Needs(enum.IntFlag):
@@ -26,17 +29,17 @@ class Needs(enum.IntFlag):
 class SamplingRows(NamedTuple):
     """Sampling settings, one row a sequence."""
 
-    temperature: np.ndarray  # float32 [rows]
-    top_k: np.ndarray  # int32 [rows], 0 keeps all
-    top_p: np.ndarray  # float32 [rows]
-    min_p: np.ndarray  # float32 [rows]
-    repetition_penalty: np.ndarray  # float32 [rows]
-    presence_penalty: np.ndarray  # float32 [rows]
-    frequency_penalty: np.ndarray  # float32 [rows]
-    has_bias: np.ndarray  # bool [rows]
-    seed: np.ndarray  # uint32 [rows, 2]
-    min_length: np.ndarray  # int32 [rows]: tokens of prompt and completion before which no stop token may come
-    stop_token_ids: np.ndarray  # int32 [rows, MAX_STOP_TOKEN_IDS], padded with -1
+    temperature: Array  # float32 [rows]
+    top_k: Array  # int32 [rows], 0 keeps all
+    top_p: Array  # float32 [rows]
+    min_p: Array  # float32 [rows]
+    repetition_penalty: Array  # float32 [rows]
+    presence_penalty: Array  # float32 [rows]
+    frequency_penalty: Array  # float32 [rows]
+    has_bias: Array  # bool [rows]
+    seed: Array  # uint32 [rows, 2]
+    min_length: Array  # int32 [rows]: tokens of prompt and completion before which no stop token may come
+    stop_token_ids: Array  # int32 [rows, MAX_STOP_TOKEN_IDS], padded with -1
 
     @classmethod
     def empty(cls, rows: int) -> "SamplingRows":
@@ -59,36 +62,65 @@ class SamplingRows(NamedTuple):
 class VocabRow(NamedTuple):
     """What a slot keeps per vocabulary entry, for a sequence with penalties or a logit bias."""
 
-    slot: np.ndarray  # int32 []
-    prompt_tokens: np.ndarray  # bool [vocab]: in the prompt
-    output_counts: np.ndarray  # int32 [vocab]: times in the completion so far
-    bias: np.ndarray  # float32 [vocab]
+    slot: Array  # int32 []
+    prompt_tokens: Array  # bool [vocab]: in the prompt
+    output_counts: Array  # int32 [vocab]: times in the completion so far
+    bias: Array  # float32 [vocab]
 
 
 class PrefillArrays(NamedTuple):
     """`T` tokens of up to `R` sequences, one after the other on a flat axis."""
 
-    token_ids: np.ndarray  # int32 [T]
-    positions: np.ndarray  # int32 [T]
-    rows: np.ndarray  # int32 [T]: whose token it is
-    next_token_ids: np.ndarray  # int32 [T]: what follows in the prompt, for its log-probability
-    slots: np.ndarray  # int32 [R]
-    sampling_slots: np.ndarray  # int32 [R]: the slot where this step reaches the sequence's end, else padding
-    last_tokens: np.ndarray  # int32 [R]: flat index of each sequence's last token here
-    lengths: np.ndarray  # int32 [R]: tokens of each sequence after this step
-    page_table: np.ndarray  # int32 [R, max_pages]
-    tiles: np.ndarray  # int32 [4, tiles], as `prefill_tiles` makes them
+    token_ids: Array  # int32 [T]
+    positions: Array  # int32 [T]
+    rows: Array  # int32 [T]: whose token it is
+    next_token_ids: Array  # int32 [T]: what follows in the prompt, for its log-probability
+    slots: Array  # int32 [R]
+    sampling_slots: Array  # int32 [R]: the slot where this step reaches the sequence's end, else padding
+    last_tokens: Array  # int32 [R]: flat index of each sequence's last token here
+    lengths: Array  # int32 [R]: tokens of each sequence after this step
+    page_table: Array  # int32 [R, max_pages]
+    tiles: Array  # int32 [4, tiles], as `prefill_tiles` makes them
     sampling: SamplingRows  # [R]
-    needs: np.ndarray  # int32 []
+    needs: Array  # int32 []
+
+    @classmethod
+    def padding(cls, bucket: PrefillBucket, *, max_num_seqs: int, max_pages: int) -> "PrefillArrays":
+        """A batch of `bucket`'s sizes that does nothing."""
+        tokens, rows = bucket.tokens, bucket.rows
+        return cls(
+            token_ids=np.zeros(tokens, np.int32),
+            positions=np.full(tokens, -1, np.int32),
+            rows=np.zeros(tokens, np.int32),
+            next_token_ids=np.zeros(tokens, np.int32),
+            slots=np.full(rows, max_num_seqs, np.int32),
+            sampling_slots=np.full(rows, max_num_seqs, np.int32),
+            last_tokens=np.zeros(rows, np.int32),
+            lengths=np.zeros(rows, np.int32),
+            page_table=np.full((rows, max_pages), -1, np.int32),
+            tiles=np.zeros((4, bucket.tiles), np.int32),
+            sampling=SamplingRows.empty(rows),
+            needs=np.zeros((), np.int32),
+        )
 
 
 class DecodeArrays(NamedTuple):
     """One token for each of `B` slots."""
 
-    slots: np.ndarray  # int32 [B]
-    positions: np.ndarray  # int32 [B]: of the newest token, which goes in
-    new_pages: np.ndarray  # int32 [B]: the page that this position opens, or -1
-    needs: np.ndarray  # int32 []
+    slots: Array  # int32 [B]
+    positions: Array  # int32 [B]: of the newest token, which goes in
+    new_pages: Array  # int32 [B]: the page that this position opens, or -1
+    needs: Array  # int32 []
+
+    @classmethod
+    def padding(cls, rows: int, *, max_num_seqs: int) -> "DecodeArrays":
+        """A batch of `rows` rows that does nothing."""
+        return cls(
+            slots=np.full(rows, max_num_seqs, np.int32),
+            positions=np.full(rows, -1, np.int32),
+            new_pages=np.full(rows, -1, np.int32),
+            needs=np.zeros((), np.int32),
+        )
 
 
 class StepBatch(NamedTuple):
@@ -102,15 +134,15 @@ class StepBatch(NamedTuple):
 class LogprobRows(NamedTuple):
     """Log-probabilities of `[rows]` tokens and of the likeliest ones beside them, before any penalty."""
 
-    logprob: np.ndarray  # float32 [rows]
-    rank: np.ndarray  # int32 [rows], 1 is the likeliest
-    top_token_ids: np.ndarray  # int32 [rows, max_logprobs]
-    top_logprobs: np.ndarray  # float32 [rows, max_logprobs]
+    logprob: Array  # float32 [rows]
+    rank: Array  # int32 [rows], 1 is the likeliest
+    top_token_ids: Array  # int32 [rows, max_logprobs]
+    top_logprobs: Array  # float32 [rows, max_logprobs]
 
 
 class StepResult(NamedTuple):
     """What one step sampled, a row for each row of the batch."""
 
-    token_ids: np.ndarray  # int32 [R] or [B]
+    token_ids: Array  # int32 [R] or [B]
     logprobs: LogprobRows | None  # [R] or [B]
     prompt_logprobs: LogprobRows | None  # [T], of `next_token_ids`

@@ -1,0 +1,96 @@
+"""From requests' and steps' times to the numbers of a benchmark."""
+
+import dataclasses
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxserve.outputs import RequestOutput
+from jaxserve.runner.step_batch import DecodeArrays, StepBatch
+
+PERCENTILES = {"median": 50, "p95": 95, "p99": 99}
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One step of the engine. `seconds` is the time since the step before it was done, or since the run began."""
+
+    decode: bool
+    seconds: float
+    rows: int  # sequences
+    tokens: int  # computed
+    positions_read: int  # whose keys and values a decode step's rows attend to, each row's own counted
+
+
+class StepRecorder:
+    """An engine's `on_step`. Steps run one after the other, so that their times add up to the run's."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self._since = 0.0
+
+    def begin(self) -> None:
+        """The run, or its next part, begins."""
+        self._since = time.perf_counter()
+
+    def __call__(self, batch: StepBatch) -> None:
+        now = time.perf_counter()
+        decode = isinstance(batch.arrays, DecodeArrays)
+        positions = batch.arrays.positions[batch.arrays.positions >= 0]  # the others are padding
+        read = int(positions.sum()) + len(positions) if decode else 0
+        self.steps.append(Step(decode, now - self._since, batch.num_rows, len(positions), read))
+        self._since = now
+
+
+def summary(values: Iterable[float]) -> dict[str, float] | None:
+    """Mean and percentiles; None of nothing."""
+    sample = np.asarray(list(values))
+    if not sample.size:
+        return None
+    return {"mean": float(sample.mean())} | {name: float(np.percentile(sample, q)) for name, q in PERCENTILES.items()}
+
+
+def request_times(outputs: Sequence[RequestOutput]) -> dict[str, dict[str, float] | None]:
+    """Seconds of finished requests: to the first token, for each token after it, and from arrival to end."""
+    first, each, total = [], [], []
+    for output in outputs:
+        metrics, tokens = output.metrics, len(output.outputs[0].token_ids)
+        if metrics.first_token_time is None or metrics.finished_time is None:
+            raise ValueError(f"request {output.request_id} has not finished")
+        first.append(metrics.first_token_time - metrics.arrival_time)
+        total.append(metrics.finished_time - metrics.arrival_time)
+        if tokens > 1:
+            each.append((metrics.finished_time - metrics.first_token_time) / (tokens - 1))
+    return {"ttft_seconds": summary(first), "tpot_seconds": summary(each), "end_to_end_seconds": summary(total)}
+
+
+def token_rates(outputs: Sequence[RequestOutput], seconds: float) -> dict[str, float]:
+    """Counts over all requests, and what a second of the run did of them."""
+    prompt = sum(len(output.prompt_token_ids) for output in outputs)
+    completion = sum(len(output.outputs[0].token_ids) for output in outputs)
+    return {
+        "run_seconds": seconds,
+        "requests": len(outputs),
+        "prompt_tokens": prompt,
+        "output_tokens": completion,
+        "requests_per_second": len(outputs) / seconds,
+        "output_tokens_per_second": completion / seconds,
+        "total_tokens_per_second": (prompt + completion) / seconds,
+    }
+
+
+def step_times(steps: Sequence[Step]) -> dict[str, Any]:
+    """Prefill and decode steps apart."""
+    prefill, decode = [s for s in steps if not s.decode], [s for s in steps if s.decode]
+    return {
+        name: {
+            "steps": len(of_kind),
+            "seconds": sum(s.seconds for s in of_kind),
+            "step_seconds": summary(s.seconds for s in of_kind),
+            "mean_rows": float(np.mean([s.rows for s in of_kind])) if of_kind else None,
+            "tokens": sum(s.tokens for s in of_kind),
+        }
+        for name, of_kind in (("prefill", prefill), ("decode", decode))
+    }

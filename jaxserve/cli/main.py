@@ -1,0 +1,81 @@
+"""`jaxserve`: finds the command, runs it, and puts what the user has to mend on one line."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import jaxserve
+from jaxserve.cli.flags import Parser
+from jaxserve.errors import InputError, nearest
+
+# Each command's module has `parser()` and `run(arguments)`; it is imported once it is called.
+COMMANDS = {
+    "generate": ("jaxserve.cli.generate", "complete prompts, all in one batch"),
+    "chat": ("jaxserve.cli.chat", "talk to a model in the terminal"),
+    "serve": ("jaxserve.cli.serve", "answer OpenAI's API over HTTP"),
+    "bench throughput": ("jaxserve.cli.bench.throughput", "many requests at once: tokens per second"),
+    "bench latency": ("jaxserve.cli.bench.latency", "one batch again and again: time to first token and per token"),
+    "env": ("jaxserve.cli.env", "show versions, devices and the CPU's features"),
+}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code, 2 for what is the user's to mend."""
+    # A note of transformers' that PyTorch is missing: its tokenizers, all that is used here, need none.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    try:
+        return _run(sys.argv[1:] if words is None else words)
+    except InputError as error:
+        print(f"jaxserve: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader, such as `head`, has left; Python would complain again when it closes stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(words: Sequence[str]) -> int:
+    for length in (2, 1):
+        command = " ".join(words[:length])
+        if command in COMMANDS:
+            module = importlib.import_module(COMMANDS[command][0])
+            module.run(module.parser().parse(words[length:]))
+            return 0
+    return _run_without_command(words)
+
+
+def _run_without_command(words: Sequence[str]) -> int:
+    """`jaxserve --help`, `jaxserve bench --help`, `jaxserve --version`, or a command that does not exist."""
+    groups = {command.split()[0] for command in COMMANDS if " " in command}
+    group = words[0] if words and words[0] in groups else ""
+    rest = words[1:] if group else words
+    if rest and not rest[0].startswith("-"):
+        named = f"{group} {rest[0]}".strip()
+        raise InputError(f"there is no command {named!r}{nearest(named, COMMANDS) or '; see jaxserve --help'}")
+    parser = _overview(group)
+    parser.parse(rest)
+    parser.print_help()
+    return 0
+
+
+def _overview(group: str) -> Parser:
+    shown = {name: summary for name, (_, summary) in COMMANDS.items() if name.startswith(group)}
+    width = max(map(len, shown))
+    commands = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in shown.items())
+    parser = Parser(
+        group,
+        f"Serve large language models with JAX.\n\ncommands:\n{commands}\n\n"
+        "jaxserve COMMAND --help explains each. Without --model, a small demo model answers that ships inside.",
+        takes="COMMAND",
+        examples=("jaxserve bench latency --input-len 256 --output-len 64",)
+        if group
+        else ('jaxserve generate --chat "What is 27+45?"', "jaxserve chat", "jaxserve serve --port 8000"),
+    )
+    parser.add_argument("--version", action="version", version=f"jaxserve {jaxserve.__version__}")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""The flags that commands share, and the engine that they ask for."""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jaxserve
+from jaxserve.cli.flags import Flags
+from jaxserve.config import EngineConfig, read_preset
+from jaxserve.errors import InputError
+from jaxserve.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from jaxserve.llm import LLM
+
+ENGINE = Flags("engine", EngineConfig)
+# The engine's --seed makes a whole run repeatable, so requests need none of their own.
+SAMPLING = Flags("sampling (what is left out, the model's generation_config.json says)", SamplingParams).without("seed")
+
+TEXT_ENGINE = ENGINE.without("skip_tokenizer_init")
+BENCH_ENGINE = TEXT_ENGINE.without("tokenizer")  # token ids in, token ids out
+
+PRESETS = Path(jaxserve.__file__).parent.parent / "configs"  # in a checkout
+
+
+def add_engine_flags(parser: argparse.ArgumentParser, flags: Flags = ENGINE) -> None:
+    """`--config` and a flag for each engine setting."""
+    group = flags.add_to(parser)
+    group.add_argument(
+        "--config",
+        metavar="FILE",
+        help="YAML file of these settings; flags win over it. In a checkout, a name in configs/ will do",
+    )
+
+
+def engine_config(arguments: argparse.Namespace, flags: Flags = ENGINE) -> EngineConfig:
+    """Flags win over the preset, and the preset over the defaults."""
+    preset = read_preset(_find_preset(arguments.config)) if arguments.config else {}
+    return EngineConfig.from_settings(preset | flags.given(arguments))
+
+
+def start_llm(config: EngineConfig) -> "LLM":
+    """Load and compile, with progress bars on a terminal."""
+    from jaxserve.llm import LLM  # on demand: it brings JAX with it
+
+    return LLM(**dataclasses.asdict(config), progress=sys.stderr.isatty())
+
+
+def _find_preset(name: str) -> str:
+    """A path as it is, or the file of a preset's bare name."""
+    if Path(name).exists():
+        return name
+    presets = {path.stem: str(path) for path in sorted(PRESETS.glob("*.yaml"))}
+    if name in presets:
+        return presets[name]
+    known = f"; the presets here are {', '.join(presets)}" if presets else ""
+    raise InputError(f"there is no file {name}{known}")

@@ -1,0 +1,33 @@
+"""The web application: which path goes where."""
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from starlette.applications import Starlette
+from starlette.routing import Route
+
+from jaxserve.server.async_engine import AsyncEngine
+from jaxserve.server.errors import EXCEPTION_HANDLERS
+from jaxserve.server.routes.chat import Chat
+from jaxserve.server.routes.completions import Completions
+from jaxserve.server.routes.served import Served
+from jaxserve.server.routes.status import Status
+
+
+def build_app(engine: AsyncEngine, served_model_name: str) -> Starlette:
+    """OpenAI's API on `engine`, which runs while the application does."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with engine:
+            yield
+
+    served = Served(engine, served_model_name)
+    status = Status(served)
+    routes = [
+        Route("/v1/completions", Completions(served).create, methods=["POST"]),
+        Route("/v1/chat/completions", Chat(served).create, methods=["POST"]),
+        Route("/v1/models", status.models, methods=["GET"]),
+        Route("/health", status.health, methods=["GET"]),
+    ]
+    return Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS, lifespan=lifespan)

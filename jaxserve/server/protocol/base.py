@@ -1,0 +1,146 @@
+"""What the types of all endpoints share."""
+
+import dataclasses
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, model_validator
+from pydantic_core import PydanticCustomError
+
+from jaxserve.sampling_params import SamplingParams
+
+
+class RequestType(BaseModel):
+    """A part of a request. A field that it does not declare is an error, and so is a value of another type."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    # Fields of OpenAI's that are not supported, each with the values that ask for nothing. Null is always one of them.
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_what_asks_for_nothing(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        for name, neutral in cls.unsupported.items():
+            if given.get(name) is not None and given[name] not in neutral:
+                raise refusal(name, f"{name} is not supported; leave it out")
+        return {name: value for name, value in given.items() if name not in cls.unsupported}
+
+
+def refusal(field: str, sentence: str) -> PydanticCustomError:
+    """An error about one field of the type that is being validated."""
+    return PydanticCustomError("refusal", "{sentence}", {"field": field, "sentence": sentence})
+
+
+def _token_ids_as_keys(bias: dict[str, float] | None) -> dict[int, float] | None:
+    if bias is None:
+        return None
+    try:
+        return {int(token): value for token, value in bias.items()}
+    except ValueError as error:
+        raise ValueError("logit_bias has a key that is no token id; give a dict of token ids to numbers") from error
+
+
+def _listed(stop: Any) -> Any:
+    return [stop] if isinstance(stop, str) else stop
+
+
+class StreamOptions(RequestType):
+    unsupported = {"include_obfuscation": (False,)}
+
+    include_usage: bool | None = None
+
+
+class GenerationRequest(RequestType):
+    """The fields of every endpoint that generates. None leaves it to the model's recommendation or a default."""
+
+    model: str | None = None
+    user: str | None = None  # goes to the debug log
+    priority: int = 0
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    return_token_ids: bool | None = None
+
+    # Named as in SamplingParams, which checks their values.
+    n: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: Annotated[dict[str, float] | None, AfterValidator(_token_ids_as_keys)] = None
+    seed: int | None = None
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    stop: Annotated[list[str] | None, BeforeValidator(_listed)] = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    prompt_logprobs: int | None = None
+
+    @model_validator(mode="after")
+    def _check_stream(self) -> "GenerationRequest":
+        if self.stream_options is not None and not self.stream:
+            raise refusal("stream_options", "stream_options needs stream=true; set it or leave stream_options out")
+        if self.prompt_logprobs is not None and self.stream:
+            raise refusal("prompt_logprobs", "prompt_logprobs does not go with stream=true; leave one of them out")
+        return self
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def sampling_settings(self) -> dict[str, Any]:
+        """What the request says about sampling, in `SamplingParams`' names."""
+        names = [field.name for field in dataclasses.fields(SamplingParams)]
+        return {name: value for name in names if (value := getattr(self, name, None)) is not None}
+
+
+class ResponseType(BaseModel):
+    """A part of a response. What its constructor is not given does not appear in the JSON."""
+
+    def to_json(self) -> str:
+        return self.model_dump_json(exclude_unset=True)
+
+
+class Usage(ResponseType):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class PromptLogprob(ResponseType):
+    logprob: float
+    rank: int | None
+    decoded_token: str | None
+
+
+PromptLogprobs = list[dict[int, PromptLogprob] | None]  # by position, then by token id; vLLM's shape
+
+
+class ModelCard(ResponseType):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    max_model_len: int
+
+
+class ModelList(ResponseType):
+    object: Literal["list"]
+    data: list[ModelCard]
+
+
+class ErrorDetail(ResponseType):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(ResponseType):
+    error: ErrorDetail

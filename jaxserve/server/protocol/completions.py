@@ -1,0 +1,74 @@
+"""`/v1/completions`: request and response."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, model_validator
+
+from jaxserve.server.protocol.base import GenerationRequest, PromptLogprobs, ResponseType, Usage, refusal
+
+
+def _is_token_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
+
+
+def _listed(prompt: Any) -> list[str | list[int]]:
+    """Any of the four forms of a prompt as a list of prompts."""
+    if isinstance(prompt, str) or _is_token_ids(prompt):
+        return [prompt]
+    if isinstance(prompt, list) and prompt and all(isinstance(one, str) or _is_token_ids(one) for one in prompt):
+        return prompt
+    raise ValueError("prompt is none of a string, a list of token ids, or a list of such prompts; give one of these")
+
+
+class CompletionRequest(GenerationRequest):
+    unsupported = {"suffix": ("",)}
+
+    prompt: Annotated[list[str | list[int]], BeforeValidator(_listed)]
+    best_of: int | None = None
+    echo: bool | None = None
+    logprobs: int | None = None
+
+    @model_validator(mode="after")
+    def _check_best_of(self) -> "CompletionRequest":
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            raise refusal(
+                "best_of", f"best_of is {self.best_of} and n is {self.n or 1}; best_of other than n is not supported"
+            )
+        return self
+
+    def sampling_settings(self) -> dict[str, Any]:
+        settings = super().sampling_settings()
+        if self.echo and self.logprobs is not None:
+            settings["prompt_logprobs"] = max(self.logprobs, self.prompt_logprobs or 0)
+        return settings
+
+
+class CompletionLogprobs(ResponseType):
+    """One entry of each list for each token. A prompt's first token has no log-probability."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class CompletionChoice(ResponseType):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: str | None
+    stop_reason: int | str | None
+    prompt_logprobs: PromptLogprobs | None = None
+    prompt_token_ids: list[int] | None = None
+    token_ids: list[int] | None = None
+
+
+class Completion(ResponseType):
+    """A whole response, or one chunk of a stream: they look alike."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | None = None

@@ -1,0 +1,127 @@
+"""`/v1/completions`"""
+
+import logging
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from jaxserve.outputs import CompletionOutput, Logprobs, RequestOutput
+from jaxserve.sampling_params import SamplingParams
+from jaxserve.server.async_engine import AsyncEngine
+from jaxserve.server.incoming import read_body
+from jaxserve.server.logprobs import completion_logprobs, prompt_logprobs
+from jaxserve.server.protocol.base import Usage
+from jaxserve.server.protocol.completions import (
+    Completion,
+    CompletionChoice,
+    CompletionLogprobs,
+    CompletionRequest,
+)
+from jaxserve.server.routes.reply import Reply, answer
+from jaxserve.server.routes.served import Served
+
+if TYPE_CHECKING:
+    from jaxserve.engine.input_processor import Prompt
+
+logger = logging.getLogger(__name__)
+
+
+class Completions:
+    def __init__(self, served: Served):
+        self._served = served
+
+    async def create(self, request: Request) -> Response:
+        body = await read_body(request, CompletionRequest)
+        self._served.check_name(body.model)
+        engine = self._served.engine
+        params = SamplingParams(**(engine.sampling_defaults | body.sampling_settings()))
+        reply = _CompletionReply(body, params, self._served.name, engine)
+        logger.debug("%s: user %r, %s", reply.id, body.user, params)
+        deltas = engine.generate(reply.prompts, params, priority=body.priority)
+        return await answer(request, reply, deltas, stream=body.stream, include_usage=body.include_usage)
+
+
+class _CompletionReply(Reply):
+    """Each prompt is an engine request of its own; choice `number * n + i` is completion i of prompt `number`."""
+
+    def __init__(self, body: CompletionRequest, params: SamplingParams, model: str, engine: AsyncEngine):
+        super().__init__("cmpl", model)
+        self._body, self._params, self._engine = body, params, engine
+        ids = [f"{self.id}-{number}" for number in range(len(body.prompt))]
+        self.prompts = dict(zip(ids, map(_engine_prompt, body.prompt), strict=True))
+        self._numbers = {request_id: number for number, request_id in enumerate(ids)}
+        self._echoed = [self._text(prompt) if body.echo else "" for prompt in body.prompt]
+        self._prompt_logprobs: dict[str, list[Logprobs | None]] = {}  # by request id; they come with the first delta
+        self._offsets: dict[int, int] = {}  # of each choice that has begun: where its next token's text begins
+
+    def chunks(self, delta: RequestOutput) -> Iterable[Completion]:
+        for output in delta.outputs:
+            choice = self._choice(delta, output)
+            if choice.text or choice.logprobs or choice.token_ids or choice.finish_reason:
+                yield self._chunk([choice])
+
+    def usage_chunk(self, usage: Usage) -> Completion:
+        chunk = self._chunk([])
+        chunk.usage = usage
+        return chunk
+
+    def whole(self, outputs: list[RequestOutput], usage: Usage) -> Completion:
+        choices = [self._choice(output, completion) for output in outputs for completion in output.outputs]
+        completion = self._completion(sorted(choices, key=lambda choice: choice.index))
+        completion.usage = usage
+        return completion
+
+    def _chunk(self, choices: list[CompletionChoice]) -> Completion:
+        chunk = self._completion(choices)
+        if self._body.include_usage:
+            chunk.usage = None  # as OpenAI has it: in every chunk, and told in the last
+        return chunk
+
+    def _completion(self, choices: list[CompletionChoice]) -> Completion:
+        return Completion(id=self.id, object="text_completion", created=self.created, model=self.model, choices=choices)
+
+    def _choice(self, output: RequestOutput, completion: CompletionOutput) -> CompletionChoice:
+        """A completion, or what a step added to it. The first time, what is told of the prompt goes with it."""
+        number = self._numbers[output.request_id]
+        index = number * self._params.n + completion.index
+        begins = index not in self._offsets
+        if output.prompt_logprobs is not None:
+            self._prompt_logprobs[output.request_id] = output.prompt_logprobs
+        choice = CompletionChoice(
+            index=index,
+            text=self._echoed[number] + completion.text if begins else completion.text,
+            logprobs=self._logprobs(index, output, completion),
+            finish_reason=completion.finish_reason,
+            stop_reason=completion.stop_reason,
+        )
+        if self._body.prompt_logprobs is not None:
+            positions = self._prompt_logprobs[output.request_id]
+            choice.prompt_logprobs = prompt_logprobs(output.prompt_token_ids, positions, self._body.prompt_logprobs)
+        if self._body.return_token_ids:
+            choice.token_ids = completion.token_ids
+            if begins:
+                choice.prompt_token_ids = output.prompt_token_ids
+        return choice
+
+    def _logprobs(self, index: int, output: RequestOutput, completion: CompletionOutput) -> CompletionLogprobs | None:
+        begins = index not in self._offsets
+        offset = self._offsets.setdefault(index, 0)
+        if completion.logprobs is None or self._body.logprobs is None:
+            return None
+        token_ids: list[int] = completion.token_ids
+        positions: list[Logprobs | None] = [*completion.logprobs]
+        if self._body.echo and begins:
+            token_ids = output.prompt_token_ids + token_ids
+            positions = self._prompt_logprobs[output.request_id] + positions
+        logprobs = completion_logprobs(token_ids, positions, self._body.logprobs, offset, self._engine.decode)
+        self._offsets[index] += sum(map(len, logprobs.tokens))
+        return logprobs
+
+    def _text(self, prompt: str | list[int]) -> str:
+        return prompt if isinstance(prompt, str) else self._engine.decode(prompt)
+
+
+def _engine_prompt(prompt: str | list[int]) -> "Prompt":
+    return prompt if isinstance(prompt, str) else {"prompt_token_ids": prompt}

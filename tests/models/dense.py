@@ -1,0 +1,37 @@
+"""Models run without the engine: loaded on simulated devices, over a whole prompt at once."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxserve.checkpoint.huggingface import load_weights, read_config
+from jaxserve.models.registry import model_config
+from jaxserve.parallel.mesh import make_mesh
+
+
+def load(directory: Path, devices: int = 1) -> tuple[nnx.GraphDef, nnx.State]:
+    return load_weights(directory, model_config(read_config(directory)), make_mesh(devices), jnp.dtype(jnp.float32))
+
+
+def logits(model: tuple[nnx.GraphDef, nnx.State], token_ids: list[int]) -> np.ndarray:
+    """Float32 logits `[tokens, vocab]` after each token, with plain causal attention."""
+    graph, state = model
+
+    def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True)
+
+    @jax.jit
+    def run(state: nnx.State, tokens: jax.Array) -> jax.Array:
+        decoder = nnx.merge(graph, state)
+        return decoder.logits(decoder(tokens, jnp.arange(tokens.shape[1])[None], attend))
+
+    with jax.default_matmul_precision("highest"):  # a GPU would use TF32 in the attention
+        return np.asarray(run(state, jnp.asarray([token_ids], jnp.int32)))[0]
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference relative to the largest expected value."""
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
