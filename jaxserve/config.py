@@ -1,14 +1,21 @@
 """Every setting of the engine, from keywords, command-line flags or a YAML file, checked once."""
 
 import dataclasses
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
 from jaxserve.errors import InputError, nearest
 
 DEMO_MODEL = Path(__file__).parent / "demo_model"
+_KINDS: dict[type, tuple[Any, str]] = {
+    bool: (bool, "true or false"),
+    int: (int, "an integer"),
+    float: (int | float, "a number"),
+    str: (str | os.PathLike, "a text"),
+}
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
@@ -45,6 +52,7 @@ class EngineConfig:
     )
 
     def __post_init__(self) -> None:
+        self._check_types()
         if self.dtype not in DTYPES:
             raise InputError(f"dtype is {self.dtype!r}; give one of {', '.join(DTYPES)}")
         for name in ("tensor_parallel_size", "page_size"):
@@ -56,13 +64,22 @@ class EngineConfig:
             raise InputError(
                 f"gpu_memory_utilization is {self.gpu_memory_utilization!r}; give a share above 0 and at most 1"
             )
-        if not isinstance(self.max_logprobs, int) or self.max_logprobs < 0:
+        if self.max_logprobs < 0:
             raise InputError(f"max_logprobs is {self.max_logprobs!r}; give an integer from 0 on")
 
+    def _check_types(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            kind, *others = get_args(field.type) or (field.type,)
+            accepted, wanted = _KINDS[kind]
+            if isinstance(value, accepted) and (kind is bool or not isinstance(value, bool)):
+                continue
+            if value is not None or type(None) not in others:
+                raise InputError(f"{field.name} is {value!r}; give {wanted}")
+
     def _at_least_one(self, name: str) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InputError(f"{name} is {value!r}; give an integer from 1 on")
+        if getattr(self, name) < 1:
+            raise InputError(f"{name} is {getattr(self, name)!r}; give an integer from 1 on")
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> "EngineConfig":

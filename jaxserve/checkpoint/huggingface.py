@@ -44,7 +44,7 @@ def read_config(directory: Path) -> dict[str, Any]:
         settings = {name: value for name, value in given.items() if name != "model_type"}
         return AutoConfig.for_model(given["model_type"], **settings).to_dict() | {"architectures": architectures}
     except Exception as error:  # its checks raise errors of many kinds, some of several lines
-        reason = " ".join(str(*(error.__cause__ or error).args[:1]).split()).split(". ")[0].rstrip(".")
+        reason = " ".join(str(*error.args[:1]).split()).split(". ")[0].rstrip(".")
         raise InputError(f"{path} does not describe a {given['model_type']} model ({reason}); correct it") from error
 
 
@@ -94,7 +94,7 @@ def load_weights(
         surplus = [name for name in surplus if name != "lm_head.weight"]  # some writers repeat the tied table
     if surplus:
         raise InputError(
-            f"{directory} holds {len(surplus)} tensors that {config.architecture} has no place for, the first {surplus[0]!r}; "
+            f"{directory} holds {surplus[0]!r}, first of {len(surplus)} that {config.architecture} has no place for; "
             "its config.json and its weights do not belong together"
         )
     return graph, nnx.from_flat_state(loaded)

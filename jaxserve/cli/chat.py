@@ -17,6 +17,7 @@ from rich.text import Text
 
 from jaxserve.cli.flags import Parser
 from jaxserve.cli.options import SAMPLING, TEXT_ENGINE, add_engine_flags, engine_config, start_llm
+from jaxserve.cli.terminal import printable
 from jaxserve.cli.thinking import ThinkingSplitter, opens_thinking
 from jaxserve.errors import InputError, nearest
 
@@ -89,11 +90,13 @@ class Chat:
         """Answer lines of standard input until it ends or says `/exit`."""
         interactive = sys.stdin.isatty()
         if interactive:
-            self._note(f"{self._llm.engine.config.model}. /help lists commands, Ctrl-D leaves.")
+            self._note(f"{Path(self._llm.engine.config.model).name}. /help lists commands, Ctrl-D leaves.")
         while True:
             try:
                 line = input("> " if interactive else "").strip()
             except EOFError:
+                if interactive:
+                    self._console.print()  # the shell's prompt gets a line of its own
                 break
             except KeyboardInterrupt:
                 self._note("\n/exit or Ctrl-D leaves.")
@@ -136,7 +139,7 @@ class Chat:
                     break
         printed.add(splitter.flush())
         seconds = time.perf_counter() - start
-        ended = {"length": ", ended by its limit", "interrupted": ", stopped"}.get(reason or "", "")
+        ended = {"length": ", cut at its limit", "interrupted": ", stopped"}.get(reason or "", "")
         self._note(f"\n{tokens} tokens, {first - start:.2f} s to the first, {tokens / seconds:.1f} tokens/s{ended}\n")
         return printed.answer.strip()
 
@@ -221,7 +224,7 @@ class _StreamedText:
             self._print(text, style="dim" if thinking else "")
 
     def _print(self, text: str, style: str = "") -> None:
-        self._console.print(Text(text, style=style), end="", soft_wrap=True)
+        self._console.print(Text(printable(text), style=style), end="", soft_wrap=True)
 
 
 @contextlib.contextmanager

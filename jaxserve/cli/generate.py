@@ -13,6 +13,7 @@ from rich.text import Text
 
 from jaxserve.cli.flags import Parser
 from jaxserve.cli.options import SAMPLING, TEXT_ENGINE, add_engine_flags, engine_config, start_llm
+from jaxserve.cli.terminal import printable
 from jaxserve.cli.thinking import opens_thinking, split_thinking
 from jaxserve.errors import InputError
 from jaxserve.outputs import CompletionOutput, RequestOutput
@@ -119,12 +120,12 @@ def _print_output(console: Console, text: str, output: RequestOutput, *, inside:
 
 def _readable(completion: CompletionOutput, *, inside: bool) -> Text:
     """The text with its thinking dimmed, and a word on an end that the model did not choose."""
-    pieces = split_thinking(completion.text, inside=inside)
+    pieces = split_thinking(printable(completion.text), inside=inside)
     shown = Text()
     for thinking, piece in pieces:
         if shown and not thinking:
             shown.append("\n")  # between thinking and answer
         shown.append(piece.rstrip("\n") if thinking else piece, style="dim" if thinking else "")
     if completion.finish_reason == "length":
-        shown.append(f" ... (ended after {len(completion.token_ids)} tokens)", style="dim")
+        shown.append(f" ... (cut after {len(completion.token_ids)} tokens)", style="dim")
     return shown

@@ -1,10 +1,14 @@
 """Everything that is checked about a request before the engine takes it."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jaxserve.errors import InputError, nearest
 from jaxserve.sampling_params import MAX_STOP_TOKEN_IDS, SamplingParams
+
+# Of the options that `apply_chat_template` has itself, those that a conversation may set.
+_TEMPLATE_OPTIONS = {"tools", "documents", "add_generation_prompt", "continue_final_message"}
 
 Prompt = str | dict[str, Any]  # text, {"prompt": text} or {"prompt_token_ids": [...]}
 
@@ -53,6 +57,11 @@ class InputProcessor:
             raise InputError("this model's tokenizer has no chat template; use generate with a plain prompt")
         if not messages:
             raise InputError("messages is empty; give at least one message")
+        # The tokenizer takes options of its own beside the template's variables: whoever could set those might replace
+        # the template, or turn the text into something else.
+        own = inspect.signature(self._tokenizer.apply_chat_template).parameters.keys() - _TEMPLATE_OPTIONS
+        if names := template_arguments.keys() & own:
+            raise InputError(f"chat_template_kwargs holds {min(names)!r}, which is not the template's; leave it out")
         try:
             text = self._tokenizer.apply_chat_template(
                 list(messages), tokenize=False, **{"add_generation_prompt": True, **template_arguments}

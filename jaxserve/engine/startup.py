@@ -136,6 +136,7 @@ def _resolve(
     max_model_len = min(max_model_len, held)
     chosen = {
         "model": str(directory),
+        "dtype": dtype.name,
         "max_model_len": max_model_len,
         "max_num_seqs": max_num_seqs,
         "max_num_batched_tokens": max_num_batched_tokens,

@@ -56,7 +56,8 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> np.ndarray:
 def rope_tables(positions: jax.Array, frequencies: np.ndarray) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines of `positions` `[...]`: two float32 arrays `[..., 1, head_dim / 2]`, ready to meet heads."""
     angles = positions[..., None, None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
+    # Without the barrier XLA fuses cosine and sine into every layer, and computes them anew for each head.
+    return jax.lax.optimization_barrier((jnp.cos(angles), jnp.sin(angles)))
 
 
 def apply_rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:

@@ -91,10 +91,8 @@ class AsyncEngine:
         return await asyncio.to_thread(self._engine.inputs.render_chat, messages, **template_arguments)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The tokens' text, special tokens included."""
-        if self._engine.tokenizer is None:
-            raise InputError("this engine was started with skip_tokenizer_init=True and makes no text of token ids")
-        return self._engine.tokenizer.decode(token_ids)
+        """The tokens' text, special tokens included; empty if the engine makes no text."""
+        return self._engine.tokenizer.decode(token_ids) if self._engine.tokenizer else ""
 
     # Requests
 

@@ -1,5 +1,6 @@
 """Errors as responses: one sentence each, in OpenAI's shape."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -18,16 +19,24 @@ _SHOWN = 60  # characters of a wrong value that its error repeats
 class ApiError(Exception):
     """What a request is answered with instead of what it asked for."""
 
-    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None):
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ):
         super().__init__(message)
-        self.status, self.param, self.code = status, param, code
+        self.status, self.param, self.code, self.headers = status, param, code, headers
 
     def body(self) -> ErrorResponse:
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         return ErrorResponse(error=ErrorDetail(message=str(self), type=kind, param=self.param, code=self.code))
 
     def response(self) -> Response:
-        return Response(self.body().to_json(), self.status, media_type="application/json")
+        return Response(self.body().to_json(), self.status, self.headers, media_type="application/json")
 
 
 class ClientGone(Exception):
@@ -44,7 +53,7 @@ def as_api_error(error: Exception) -> ApiError:
         case EngineDead():
             return ApiError(500, str(error))
         case HTTPException():
-            return ApiError(error.status_code, error.detail)
+            return ApiError(error.status_code, error.detail, headers=error.headers)
         case _:
             return ApiError(500, "the server failed at this request; its log has the error")
 
@@ -94,8 +103,10 @@ async def _respond_not_found(request: Request, error: Exception) -> Response:
     return ApiError(404, f"there is no {request.url.path}; the API lies under /v1").response()
 
 
-async def _respond_wrong_method(request: Request, error: Exception) -> Response:
-    return ApiError(405, f"{request.method} does not go with {request.url.path}").response()
+async def _respond_wrong_method(request: Request, error: HTTPException) -> Response:
+    allowed = (error.headers or {}).get("Allow", "")
+    message = f"{request.method} does not go with {request.url.path}; use {allowed.replace(', ', ' or ')}"
+    return ApiError(405, message, headers=error.headers).response()
 
 
 async def _respond_to_nobody(request: Request, error: Exception) -> Response:

@@ -13,6 +13,7 @@ from jaxserve.cli.bench.measurement import Step
 from jaxserve.parallel.mesh import TENSOR, make_mesh
 
 PROBE = "the faster of a sum and a matrix-vector product over {mib} MiB of float32, best of {repeats}"
+MIB_ON_CPU, MIB_ON_GPU = 512, 2048  # for each device, and all of a CPU's share one; many times any cache
 _REPEATS = 7
 _COLUMNS = 4096
 
@@ -23,8 +24,7 @@ def measure_bandwidth(devices: int) -> dict[str, Any]:
     Run it while no engine holds the memory.
     """
     mesh = make_mesh(devices)
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    mib = 512 if on_cpu else 2048 * devices  # many times any cache
+    mib = MIB_ON_CPU if mesh.devices.flat[0].platform == "cpu" else MIB_ON_GPU * devices
     rows = mib * 2**20 // (4 * _COLUMNS) // devices * devices
     where = NamedSharding(mesh, PartitionSpec(TENSOR, None))
     matrix = jax.jit(partial(jnp.ones, (rows, _COLUMNS), jnp.float32), out_shardings=where)()

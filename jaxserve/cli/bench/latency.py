@@ -2,7 +2,7 @@
 
 import argparse
 
-from jaxserve.cli.bench.workload import add_workload_flags, positive, run_requests
+from jaxserve.cli.bench.workload import add_bench_flags, positive, run_requests
 from jaxserve.cli.flags import Parser
 from jaxserve.cli.options import BENCH_ENGINE, add_engine_flags
 
@@ -19,15 +19,12 @@ def parser() -> Parser:
             "jaxserve bench latency --workload single.json --num-iters 5 --output-json result.json",
         ),
     )
-    add_workload_flags(parser, "--batch-size", 1, input_len=256, output_len=64)
+    add_bench_flags(parser, "--batch-size", 1, input_len=256, output_len=64)
     parser.add_argument(
         "--num-iters", type=positive, default=10, metavar="N", help="times that the batch is measured (default: 10)"
     )
     parser.add_argument(
         "--num-iters-warmup", type=positive, default=2, metavar="N", help="times that it runs before that (default: 2)"
-    )
-    parser.add_argument(
-        "--output-json", metavar="FILE", help="write all numbers, the settings and the machine to this file"
     )
     add_engine_flags(parser, BENCH_ENGINE)
     return parser
@@ -42,5 +39,4 @@ def run(arguments: argparse.Namespace) -> None:
             run_requests(session.llm, session.draw())
         report = {"benchmark": "latency"} | session.measure([session.draw() for _ in range(arguments.num_iters)])
     print_report("latency", report)
-    if arguments.output_json:
-        write_report(report, arguments.output_json)
+    write_report(report, arguments.output_json)

@@ -9,34 +9,39 @@ from rich.table import Table
 
 from jaxserve.cli.bench.measurement import PERCENTILES
 
+_STATISTICS = ("mean", *PERCENTILES)
+
 
 def print_report(title: str, report: dict[str, Any]) -> None:
+    startup, memory = report["startup"], report["bandwidth"]["memory"]
     console = Console(highlight=False)
-    console.print(f"\n[bold]{title}[/bold]", _subject(report), sep=": ", soft_wrap=True)
-    for table in (_rates(report), _times(report), _startup(report), _bandwidth(report)):
-        console.print(table)
+    console.print(f"\n[bold]{title}[/bold]\n{_subject(report)}", soft_wrap=True)
+    console.print(_rates(report))
+    console.print(_times(report))
+    console.print(_startup(report))
+    console.print(f"  {startup['programs_compiled']} programs, {startup['of_these_from_cache']} of them from the cache")
+    console.print(_bandwidth(report))
+    console.print(f"  Bandwidth was measured as {memory['probe']}.", soft_wrap=True)
 
 
 def _subject(report: dict[str, Any]) -> str:
-    settings, devices, work = report["settings"], report["devices"], report["workload"]
-    device = (
-        devices[0]["kind"]
-        if devices[0]["platform"] != "cpu"
-        else f"{report['host']['cores']} cores of {report['host']['cpu']}"
-    )
-    batches = f"{work['batches']} × " if work["batches"] > 1 else ""
-    source = "random token ids" if work["source"] == "random token ids" else Path(work["source"]).name
+    settings, work, device = report["settings"], report["workload"], report["devices"][0]
+    host = f"CPU, {report['host']['cores']} cores of {report['host']['cpu']}"
+    where = host if device["platform"] == "cpu" else f"{settings['tensor_parallel_size']} × {device['kind']}"
+    times = f"{work['batches']} × " if work["batches"] > 1 else ""
+    requests = f"{work['requests_per_batch']} request{'s' * (work['requests_per_batch'] > 1)}"
     return (
-        f"{Path(report['model']).name}, {settings['dtype']}, {settings['tensor_parallel_size']} × {device}\n"
-        f"{batches}{work['requests_per_batch']} requests of {work['mean_prompt_tokens']:.0f} prompt tokens and "
-        f"{work['mean_output_tokens']:.0f} output tokens, {source}"
+        f"{Path(report['model']).name}, {settings['dtype']}, on {where}\n"
+        f"{times}{requests} of {work['mean_prompt_tokens']:.0f} prompt tokens and "
+        f"{work['mean_output_tokens']:.0f} output tokens, {Path(work['source']).name}"
     )
 
 
 def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column(columns[0], min_width=32, no_wrap=True)
+    for column in columns[1:]:
+        table.add_column(column, min_width=8, justify="right", no_wrap=True)
     return table
 
 
@@ -51,8 +56,8 @@ def _rates(report: dict[str, Any]) -> Table:
 
 
 def _times(report: dict[str, Any]) -> Table:
-    table = _table("milliseconds", "mean", *PERCENTILES)
-    for name, values in (
+    table = _table("milliseconds", *_STATISTICS)
+    for name, seconds in (
         ("time to first token (TTFT)", report["ttft_seconds"]),
         ("time per output token (TPOT)", report["tpot_seconds"]),
         ("request from arrival to end", report["end_to_end_seconds"]),
@@ -60,35 +65,33 @@ def _times(report: dict[str, Any]) -> Table:
         ("prefill step", report["steps"]["prefill"]["step_seconds"]),
         ("decode step", report["steps"]["decode"]["step_seconds"]),
     ):
-        if values:
-            table.add_row(name, *(f"{1000 * values[column]:.2f}" for column in ("mean", *PERCENTILES)))
+        if seconds:
+            table.add_row(name, *(_milliseconds(seconds[statistic]) for statistic in _STATISTICS))
     return table
 
 
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.2f}" if seconds < 1 else f"{1000 * seconds:.0f}"
+
+
 def _startup(report: dict[str, Any]) -> Table:
-    startup = report["startup"]
     table = _table("start-up", "seconds")
-    for stage, seconds in startup["stage_seconds"].items():
-        table.add_row(stage, f"{seconds:.2f}")
-    table.add_row("total", f"{startup['seconds']:.2f}")
-    cached = startup["of_these_from_cache"]
-    table.caption = f"{startup['programs_compiled']} programs compiled, {cached} of them read from the cache"
-    table.caption_justify = "left"
+    for stage, seconds in report["startup"]["stage_seconds"].items():
+        table.add_row("compiling programs" if stage == "programs" else stage, f"{seconds:.2f}")
+    table.add_row("total", f"{report['startup']['seconds']:.2f}")
     return table
 
 
 def _bandwidth(report: dict[str, Any]) -> Table:
     memory, decode = report["bandwidth"]["memory"], report["bandwidth"]["decode"]
-    table = _table("memory, in a decode step", "")
+    table = _table("bytes that a decode step reads", "")
     if decode:
         steps = report["steps"]["decode"]
-        table.add_row("steps", str(steps["steps"]))
-        table.add_row("sequences, mean", f"{steps['mean_rows']:.1f}")
-        table.add_row("weights read", f"{decode['weight_bytes_per_step'] / 1e6:.1f} MB")
-        table.add_row("keys and values read, mean", f"{decode['kv_bytes_per_step'] / 1e6:.1f} MB")
-        table.add_row("both over the step's time", f"{decode['bytes_per_second'] / 1e9:.2f} GB/s")
-    table.add_row("this memory's bandwidth, measured", f"{memory['bytes_per_second'] / 1e9:.2f} GB/s")
+        table.add_row("steps, of sequences (mean)", f"{steps['steps']}, of {steps['mean_rows']:.1f}")
+        table.add_row("weights", f"{decode['weight_bytes_per_step'] / 1e6:.1f} MB")
+        table.add_row("keys and values (mean)", f"{decode['kv_bytes_per_step'] / 1e6:.1f} MB")
+        table.add_row("both, over the step's time", f"{decode['bytes_per_second'] / 1e9:.2f} GB/s")
+    table.add_row("this memory's bandwidth", f"{memory['bytes_per_second'] / 1e9:.2f} GB/s")
     if decode:
         table.add_row("share of it", f"{100 * decode['share_of_memory_bandwidth']:.1f} %")
-    table.caption, table.caption_justify = f"Measured as {memory['probe']}.", "left"
     return table

@@ -15,7 +15,7 @@ import numpy as np
 from jaxserve.cli import machine
 from jaxserve.cli.bench.bandwidth import decode_bandwidth, measure_bandwidth
 from jaxserve.cli.bench.measurement import StepRecorder, request_times, step_times, summary, token_rates
-from jaxserve.cli.bench.workload import BenchRequest, check_lengths, make_workload, run_requests
+from jaxserve.cli.bench.workload import BenchRequest, Workload, check_lengths, run_requests
 from jaxserve.cli.options import BENCH_ENGINE, engine_config, start_llm
 from jaxserve.errors import InputError
 from jaxserve.outputs import RequestOutput
@@ -26,7 +26,9 @@ class Session:
     """An engine that a benchmark runs on. A context manager; leaving it frees the device's memory."""
 
     def __init__(self, arguments: argparse.Namespace):
-        self._arguments = arguments
+        self._workload = Workload(arguments)
+        if arguments.output_json and not Path(arguments.output_json).parent.is_dir():
+            raise InputError(f"there is no folder for {arguments.output_json}; make it first")
         config = dataclasses.replace(engine_config(arguments, BENCH_ENGINE), skip_tokenizer_init=True)
         say("Measuring the memory's bandwidth ...")
         self._memory = measure_bandwidth(config.tensor_parallel_size)
@@ -52,8 +54,8 @@ class Session:
 
     def draw(self) -> list[BenchRequest]:
         """The workload; random prompts are others at each call."""
-        requests = make_workload(self._arguments, self.llm.engine.model_config.vocab_size, self._random)
-        check_lengths(requests, self.llm.engine.config.max_model_len or 0)
+        requests = self._workload.draw(self.llm.engine.model_config.vocab_size, self._random)
+        check_lengths(requests, self.llm.engine.config.max_model_len)
         return requests
 
     def measure(self, batches: Sequence[list[BenchRequest]]) -> dict[str, Any]:
@@ -64,7 +66,8 @@ class Session:
         compiled = compilations.count
         engine.on_step = recorder
         for number, batch in enumerate(batches):
-            say(f"Running {len(batch)} requests ({number + 1} of {len(batches)}) ...")
+            count = f"{len(batch)} request{'s' * (len(batch) > 1)}"
+            say(f"Running {count}, {number + 1} of {len(batches)} ..." if len(batches) > 1 else f"Running {count} ...")
             recorder.begin()
             start = time.perf_counter()
             outputs += run_requests(self.llm, batch)
@@ -75,7 +78,7 @@ class Session:
             "model": engine.config.model,
             "settings": dataclasses.asdict(engine.config),
             "workload": {
-                "source": self._arguments.workload or "random token ids",
+                "source": self._workload.source,
                 "batches": len(batches),
                 "requests_per_batch": len(batches[0]),
                 "mean_prompt_tokens": float(np.mean([prompt for prompt, _ in lengths])),
@@ -102,7 +105,10 @@ class Session:
         }
 
 
-def write_report(report: dict[str, Any], file: str) -> None:
+def write_report(report: dict[str, Any], file: str | None) -> None:
+    """Write the report as JSON, if a file was asked for."""
+    if file is None:
+        return
     try:
         Path(file).write_text(json.dumps(report, indent=2) + "\n")
     except OSError as error:

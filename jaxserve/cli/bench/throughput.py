@@ -2,7 +2,7 @@
 
 import argparse
 
-from jaxserve.cli.bench.workload import BenchRequest, add_workload_flags, run_requests
+from jaxserve.cli.bench.workload import BenchRequest, add_bench_flags, run_requests
 from jaxserve.cli.flags import Parser
 from jaxserve.cli.options import BENCH_ENGINE, add_engine_flags
 
@@ -21,10 +21,7 @@ def parser() -> Parser:
             "jaxserve bench throughput --workload mixed48.json --output-json result.json",
         ),
     )
-    add_workload_flags(parser, "--num-prompts", 32, input_len=256, output_len=128)
-    parser.add_argument(
-        "--output-json", metavar="FILE", help="write all numbers, the settings and the machine to this file"
-    )
+    add_bench_flags(parser, "--num-prompts", 32, input_len=256, output_len=128)
     add_engine_flags(parser, BENCH_ENGINE)
     return parser
 
@@ -38,5 +35,4 @@ def run(arguments: argparse.Namespace) -> None:
         run_requests(session.llm, _WARM_UP)  # nothing is left to compile, but much runs for the first time
         report = {"benchmark": "throughput"} | session.measure([requests])
     print_report("throughput", report)
-    if arguments.output_json:
-        write_report(report, arguments.output_json)
+    write_report(report, arguments.output_json)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from jaxserve.llm import LLM
 
 
+RANDOM = "random token ids"
+
+
 @dataclasses.dataclass(frozen=True)
 class BenchRequest:
     prompt_token_ids: list[int]
@@ -27,10 +30,10 @@ class BenchRequest:
         return len(self.prompt_token_ids) + self.max_tokens
 
 
-def add_workload_flags(
+def add_bench_flags(
     parser: argparse.ArgumentParser, count_flag: str, count: int, *, input_len: int, output_len: int
 ) -> None:
-    """`--input-len`, `--output-len` and `count_flag`, or `--workload`."""
+    """`--input-len`, `--output-len` and `count_flag`, or `--workload`; and `--output-json`."""
     group = parser.add_argument_group("workload")
     for flag, default, help in (
         (count_flag, count, "requests that are sent at once"),
@@ -44,19 +47,29 @@ def add_workload_flags(
         metavar="FILE",
         help='instead of these: a JSON list of {"prompt_token_ids": [...], "max_tokens": n}',
     )
+    parser.add_argument(
+        "--output-json", metavar="FILE", help="write all numbers, the settings and the machine to this file"
+    )
     parser.set_defaults(synthetic={count_flag: count, "--input-len": input_len, "--output-len": output_len})
 
 
-def make_workload(arguments: argparse.Namespace, vocab_size: int, random: np.random.Generator) -> list[BenchRequest]:
-    """The file's requests, or random ones, which are others at each call."""
-    given = {flag: getattr(arguments, flag[2:].replace("-", "_")) for flag in arguments.synthetic}
-    if arguments.workload is None:
-        count, input_len, output_len = (given[flag] or default for flag, default in arguments.synthetic.items())
+class Workload:
+    """What the flags ask for: the requests of a file, or random ones, which are others at each draw."""
+
+    def __init__(self, arguments: argparse.Namespace):
+        given = {flag: getattr(arguments, flag[2:].replace("-", "_")) for flag in arguments.synthetic}
+        for flag, value in given.items():
+            if value is not None and arguments.workload:
+                raise InputError(f"{flag} and --workload were both given; the file says what to run, so leave one out")
+        self.source = arguments.workload or RANDOM
+        self._shape = [given[flag] or default for flag, default in arguments.synthetic.items()]
+        self._requests = read_workload(arguments.workload) if arguments.workload else None
+
+    def draw(self, vocab_size: int, random: np.random.Generator) -> list[BenchRequest]:
+        if self._requests is not None:
+            return self._requests
+        count, input_len, output_len = self._shape
         return [BenchRequest(random.integers(vocab_size, size=input_len).tolist(), output_len) for _ in range(count)]
-    for flag, value in given.items():
-        if value is not None:
-            raise InputError(f"{flag} and --workload were both given; the file says what to run, so leave one out")
-    return read_workload(arguments.workload)
 
 
 def read_workload(file: str) -> list[BenchRequest]:

@@ -24,7 +24,8 @@ class RequestType(BaseModel):
             return given
         for name, neutral in cls.unsupported.items():
             if given.get(name) is not None and given[name] not in neutral:
-                raise refusal(name, f"{name} is not supported; leave it out")
+                other = next((f" other than {value!r}" for value in neutral if value), "")
+                raise refusal(name, f"{name}{other} is not supported; leave it out")
         return {name: value for name, value in given.items() if name not in cls.unsupported}
 
 

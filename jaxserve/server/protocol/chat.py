@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, Json, model_validator
+from pydantic import BeforeValidator, Json, model_validator
 
 from jaxserve.server.protocol.base import (
     GenerationRequest,
@@ -25,9 +25,9 @@ def _joined(content: Any) -> Any:
         if part["type"] != "text":
             raise ValueError(f"content parts of type {part['type']!r} are not supported; give parts of type 'text'")
         if unknown := part.keys() - {"type", "text"}:
-            raise ValueError(f"a content part has the field {min(unknown)!r}, which is not supported; leave it out")
+            raise ValueError(f"content has a part with the field {min(unknown)!r}, which is unknown; leave it out")
         if not isinstance(part.get("text"), str):
-            raise ValueError("a content part of type 'text' has no string 'text'; give one")
+            raise ValueError("content has a part of type 'text' without a string 'text'; give one")
         texts.append(part["text"])
     return "\n".join(texts)
 
@@ -97,7 +97,7 @@ class ChatCompletionRequest(GenerationRequest):
         "web_search_options": (),
     }
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None

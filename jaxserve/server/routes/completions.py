@@ -52,7 +52,6 @@ class _CompletionReply(Reply):
         ids = [f"{self.id}-{number}" for number in range(len(body.prompt))]
         self.prompts = dict(zip(ids, map(_engine_prompt, body.prompt), strict=True))
         self._numbers = {request_id: number for number, request_id in enumerate(ids)}
-        self._echoed = [self._text(prompt) if body.echo else "" for prompt in body.prompt]
         self._prompt_logprobs: dict[str, list[Logprobs | None]] = {}  # by request id; they come with the first delta
         self._offsets: dict[int, int] = {}  # of each choice that has begun: where its next token's text begins
 
@@ -87,12 +86,13 @@ class _CompletionReply(Reply):
         number = self._numbers[output.request_id]
         index = number * self._params.n + completion.index
         begins = index not in self._offsets
+        echoes = bool(self._body.echo) and begins
         if output.prompt_logprobs is not None:
             self._prompt_logprobs[output.request_id] = output.prompt_logprobs
         choice = CompletionChoice(
             index=index,
-            text=self._echoed[number] + completion.text if begins else completion.text,
-            logprobs=self._logprobs(index, output, completion),
+            text=self._prompt_text(number) + completion.text if echoes else completion.text,
+            logprobs=self._logprobs(index, output, completion, echoes),
             finish_reason=completion.finish_reason,
             stop_reason=completion.stop_reason,
         )
@@ -105,21 +105,23 @@ class _CompletionReply(Reply):
                 choice.prompt_token_ids = output.prompt_token_ids
         return choice
 
-    def _logprobs(self, index: int, output: RequestOutput, completion: CompletionOutput) -> CompletionLogprobs | None:
-        begins = index not in self._offsets
+    def _logprobs(
+        self, index: int, output: RequestOutput, completion: CompletionOutput, echoes: bool
+    ) -> CompletionLogprobs | None:
         offset = self._offsets.setdefault(index, 0)
         if completion.logprobs is None or self._body.logprobs is None:
             return None
         token_ids: list[int] = completion.token_ids
         positions: list[Logprobs | None] = [*completion.logprobs]
-        if self._body.echo and begins:
+        if echoes:
             token_ids = output.prompt_token_ids + token_ids
             positions = self._prompt_logprobs[output.request_id] + positions
         logprobs = completion_logprobs(token_ids, positions, self._body.logprobs, offset, self._engine.decode)
         self._offsets[index] += sum(map(len, logprobs.tokens))
         return logprobs
 
-    def _text(self, prompt: str | list[int]) -> str:
+    def _prompt_text(self, number: int) -> str:
+        prompt = self._body.prompt[number]
         return prompt if isinstance(prompt, str) else self._engine.decode(prompt)
 
 

@@ -1,0 +1,81 @@
+"""Measure the demo model: greedy answers to items that its training never saw, through the engine itself.
+
+An item counts as right if the answer (what follows the thinking) is the wanted one, to the last character.
+
+    .venv/bin/python scripts/evaluate_demo_model.py
+    .venv/bin/python scripts/evaluate_demo_model.py --model /tmp/demo_model --items 50 --show-wrong
+"""
+
+import argparse
+import collections
+import itertools
+import random
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package of this checkout, installed or not
+
+import demo_tasks
+
+from jaxserve import LLM, SamplingParams
+
+FAR_WORDS = (200, 1400)  # of filler around a code word: up to the whole context
+ANSWER_TOKENS = 160  # no right answer is longer
+DEMANDED = 0.95
+
+# What a newcomer types first; shown, and held to no answer.
+FIRST_QUESTIONS = ("Hello!", "Who are you?", "What can you do?", "What is 27+45?", "What is the capital of France?")
+
+
+def items_of(task: str, thinking: bool, count: int, seed: int) -> list[demo_tasks.Item]:
+    """`count` held-out items, the same for the same seed."""
+    rng = random.Random(f"evaluation {seed} {task} {thinking}")
+    makers = {name: maker for name, (_, maker) in demo_tasks.MAKERS.items()}
+    makers["code word, far"] = lambda rng: demo_tasks.recall(rng, rng.randint(*FAR_WORDS))
+    drawn = (demo_tasks.draw(rng, held_out=True, maker=makers[task]) for _ in itertools.count())
+    return list(itertools.islice((item for item in drawn if item.thinking == thinking), count))
+
+
+def answer_of(text: str) -> str:
+    return text.rpartition("</think>\n\n")[2]
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="model directory; without it, the demo model that comes with jaxserve")
+    parser.add_argument("--items", type=int, default=100, help="per task, with thinking and without (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of the items (%(default)s)")
+    parser.add_argument("--show-wrong", action="store_true", help="print what was wanted and what came")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    llm = LLM(arguments.model, progress=False)
+    greedy = SamplingParams(temperature=0.0, max_tokens=ANSWER_TOKENS)
+    outcomes: dict[tuple[str, bool], list[bool]] = collections.defaultdict(list)
+    longest = 0
+    for task, thinking in itertools.product([*demo_tasks.MAKERS, "code word, far"], (True, False)):
+        items = items_of(task, thinking, arguments.items, arguments.seed)
+        prompts = [llm.render_chat(item.messages, tools=item.tools, enable_thinking=thinking) for item in items]
+        longest = max(longest, *(len(prompt["prompt_token_ids"]) for prompt in prompts))
+        for item, output in zip(items, llm.generate(prompts, greedy), strict=True):
+            text = output.outputs[0].text
+            right = answer_of(text) == item.answer
+            outcomes[task if task == "code word, far" else item.task, thinking].append(right)
+            if arguments.show_wrong and not right:
+                print(f"{item.task}: {item.messages[-1]['content'][-200:]!r}")
+                print(f"  wanted {item.answer!r}\n  got    {text!r}")
+    print(f"{'task':16}{'thinking':>10}{'items':>8}{'right':>8}{'share':>9}")
+    for (task, thinking), right in outcomes.items():
+        share = sum(right) / len(right)
+        print(f"{task:16}{'on' if thinking else 'off':>10}{len(right):8}{sum(right):8}{share:9.1%}")
+    print(f"\nThe longest prompt has {longest} tokens. First questions:")
+    for question in FIRST_QUESTIONS:
+        [output] = llm.chat([{"role": "user", "content": question}], greedy)
+        print(f"  {question:32}{answer_of(output.outputs[0].text)}")
+    return 0 if all(sum(right) >= DEMANDED * len(right) for right in outcomes.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""`jaxserve bench`: the arithmetic on made-up times, and both commands on a tiny model."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxserve import CompletionOutput, RequestOutput
+from jaxserve.cli.bench import bandwidth, measurement
+from jaxserve.cli.bench.bandwidth import decode_bandwidth
+from jaxserve.cli.bench.measurement import Step, StepRecorder, request_times, step_times, summary, token_rates
+from jaxserve.cli.main import main
+from jaxserve.outputs import RequestMetrics
+from jaxserve.runner.step_batch import DecodeArrays, StepBatch
+from tests.models.cases import CASES, make_tensors, write_checkpoint
+
+FLAGS = "--max-num-seqs 4 --max-num-batched-tokens 32 --max-model-len 64 --page-size 16".split()
+UNTIED, TIED = "llama-2", "qwen3-tied-group-8-head-64"
+
+
+def output(prompt: int, tokens: int, arrival: float, first: float, finished: float) -> RequestOutput:
+    completion = CompletionOutput(0, token_ids=[1] * tokens, finish_reason="length")
+    return RequestOutput("0", None, [1] * prompt, [completion], RequestMetrics(arrival, first, finished), finished=True)
+
+
+def test_percentiles_interpolate():
+    assert summary(range(101)) == {"mean": 50, "median": 50, "p95": 95, "p99": 99}
+    assert summary([3.0, 1.0]) == pytest.approx({"mean": 2, "median": 2, "p95": 2.9, "p99": 2.98})
+    assert summary([]) is None
+
+
+def test_times_of_requests():
+    times = request_times([output(5, 11, 1.0, 3.0, 8.0), output(5, 1, 1.0, 2.0, 2.0)])
+    assert times["ttft_seconds"]["mean"] == 1.5
+    assert times["tpot_seconds"] == {"mean": 0.5, "median": 0.5, "p95": 0.5, "p99": 0.5}  # one token has none after it
+    assert times["end_to_end_seconds"]["mean"] == 4.0
+
+
+def test_rates_count_all_requests_over_the_run():
+    rates = token_rates([output(30, 10, 0, 1, 2), output(50, 10, 0, 1, 2)], seconds=4.0)
+    assert (rates["prompt_tokens"], rates["output_tokens"]) == (80, 20)
+    assert (rates["output_tokens_per_second"], rates["total_tokens_per_second"]) == (5.0, 25.0)
+    assert rates["requests_per_second"] == 0.5
+
+
+STEPS = [Step(False, 1.0, 2, 40, 0), Step(True, 0.25, 2, 2, 100), Step(True, 0.75, 1, 1, 50)]
+
+
+def test_steps_are_told_apart():
+    times = step_times(STEPS)
+    assert (times["prefill"]["steps"], times["prefill"]["tokens"], times["prefill"]["seconds"]) == (1, 40, 1.0)
+    assert (times["decode"]["steps"], times["decode"]["mean_rows"], times["decode"]["seconds"]) == (2, 1.5, 1.0)
+
+
+def test_bandwidth_is_weights_and_live_positions_over_the_decode_steps():
+    found = decode_bandwidth(STEPS, weight_bytes=1000, kv_bytes_per_token=10, memory_bytes_per_second=7000)
+    assert found["bytes_per_step"] == 1000 + 10 * 75
+    assert found["bytes_per_second"] == 2 * 1000 + 10 * 150
+    assert found["share_of_memory_bandwidth"] == 0.5
+    assert decode_bandwidth(STEPS[:1], weight_bytes=1, kv_bytes_per_token=1, memory_bytes_per_second=1) is None
+
+
+def test_the_recorder_counts_rows_and_positions(monkeypatch: pytest.MonkeyPatch):
+    clock = iter([10.0, 10.5, 12.0])
+    monkeypatch.setattr(measurement.time, "perf_counter", lambda: next(clock))
+    positions = np.array([4, 9, -1, -1], np.int32)  # two rows, of 5 and 10 positions, and padding
+    batch = StepBatch(DecodeArrays(positions, positions, positions, np.int32(0)), [], 2)
+    recorder = StepRecorder()
+    recorder.begin()
+    recorder(batch)
+    recorder(batch)
+    assert recorder.steps == [Step(True, 0.5, 2, 2, 15), Step(True, 1.5, 2, 2, 15)]
+
+
+def parameters_read(case: str) -> int:
+    """All but an untied embedding table; the output layer's rows are padded to a multiple of 128."""
+    tensors, config = make_tensors(case, seed=0), CASES[case]
+    padding = -config["vocab_size"] % 128 * config["hidden_size"]
+    unread = 0 if config["tie_word_embeddings"] else tensors["model.embed_tokens.weight"].size
+    return sum(tensor.size for tensor in tensors.values()) - unread + padding
+
+
+@pytest.fixture
+def small_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bandwidth, "MIB_ON_CPU", 4)
+
+
+@pytest.mark.usefixtures("small_probe")
+@pytest.mark.parametrize(("command", "case"), [("throughput", UNTIED), ("latency", TIED)])
+def test_a_run_prints_and_writes_its_numbers(command: str, case: str, tmp_path: Path, capsys: pytest.CaptureFixture):
+    model, file = write_checkpoint(case, tmp_path / "tiny"), tmp_path / "result.json"
+    shape = {"throughput": ["--num-prompts", "6"], "latency": ["--batch-size", "2", "--num-iters", "3"]}[command]
+    words = ["--input-len", "20", "--output-len", "5", "--output-json", str(file), "--model", str(model)]
+    assert main(["bench", command, *shape, *words, *FLAGS]) == 0
+    printed, report = capsys.readouterr().out, json.loads(file.read_text())
+
+    assert report["benchmark"] == command
+    assert report["compilations_after_warm_up"] == 0
+    assert (report["requests"], report["prompt_tokens"], report["output_tokens"]) == (6, 120, 30)
+    assert report["output_tokens_per_second"] == pytest.approx(30 / report["run_seconds"])
+    assert report["settings"]["max_model_len"] == 64
+    assert report["settings"]["dtype"] == "bfloat16"
+    assert report["startup"]["compile_seconds"] == report["startup"]["stage_seconds"]["programs"]
+    assert report["startup"]["programs_compiled"] > 0
+    for name in ("ttft_seconds", "tpot_seconds", "end_to_end_seconds", "batch_seconds"):
+        assert set(report[name]) == {"mean", "median", "p95", "p99"}
+    steps = report["steps"]
+    assert steps["prefill"]["tokens"] == 120
+    assert steps["decode"]["tokens"] == 24  # each request's first token comes from its prompt
+    assert steps["prefill"]["seconds"] + steps["decode"]["seconds"] == pytest.approx(report["run_seconds"], rel=0.2)
+    assert {"host", "devices", "versions", "workload", "model"} <= report.keys()
+
+    config, decode = CASES[case], report["bandwidth"]["decode"]
+    assert decode["weight_bytes_per_step"] == 2 * parameters_read(case)
+    positions = sum(range(21, 25)) / 4  # what the four decode steps of a request attend to
+    kv = 2 * 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * config.get("head_dim", 64)
+    assert decode["kv_bytes_per_step"] == pytest.approx(kv * positions * steps["decode"]["mean_rows"])
+    assert "output tokens per second" in printed
+    assert "GB/s" in printed
+    assert max(map(len, printed.splitlines())) < 130

@@ -1,0 +1,63 @@
+"""One engine behind one real server, for all tests of the API."""
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+
+import httpx
+import pytest
+import uvicorn
+from starlette.types import ASGIApp
+
+from jaxserve import LLM, RequestOutput, SamplingParams
+from jaxserve.server.app import build_app
+from jaxserve.server.async_engine import AsyncEngine
+from tests.server.cases import COMPLETIONS, CONVERSATION, MODEL_NAME
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def llm() -> Iterator[LLM]:
+    with LLM(progress=False, max_num_seqs=4, max_num_batched_tokens=128, max_model_len=512, page_size=16) as llm:
+        yield llm
+
+
+@pytest.fixture(scope="session")
+def offline(llm: LLM) -> dict[str, RequestOutput]:
+    """What `LLM` makes of each of `COMPLETIONS`, and under "chat" of `CONVERSATION`."""
+    outputs = {
+        name: llm.generate(prompt, SamplingParams(**settings))[0] for name, (prompt, settings) in COMPLETIONS.items()
+    }
+    return outputs | {"chat": llm.chat(CONVERSATION, SamplingParams(temperature=0, max_tokens=20))[0]}
+
+
+@pytest.fixture(scope="session")
+def server(llm: LLM, offline: dict[str, RequestOutput]) -> Iterator[str]:
+    """The server's address. From here on, the engine belongs to the server's thread."""
+    with serving(build_app(AsyncEngine(llm.engine), MODEL_NAME)) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def client(server: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server, timeout=60) as client:
+        yield client
+
+
+@contextlib.contextmanager
+def serving(app: ASGIApp) -> Iterator[str]:
+    """`app` behind uvicorn, on a free port of the loopback interface; its address."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()

@@ -1,0 +1,61 @@
+"""An engine without a model, whose steps a test controls."""
+
+import itertools
+import threading
+import types
+
+from jaxserve.config import EngineConfig
+from jaxserve.engine.input_processor import CheckedInput, Prompt
+from jaxserve.errors import InputError
+from jaxserve.outputs import CompletionOutput, RequestMetrics, RequestOutput
+from jaxserve.sampling_params import SamplingParams
+
+
+class FakeEngine:
+    """The token at place i of any completion is i, its text " i". The prompt "bad" is refused when it is added."""
+
+    def __init__(self, **sampling_defaults: float):
+        self.config = EngineConfig(max_model_len=100)
+        self.sampling_defaults = sampling_defaults
+        self.tokenizer = None
+        self.inputs = types.SimpleNamespace(check=self._check)
+        self.running: dict[str, tuple[SamplingParams, itertools.count]] = {}
+        self.added: list[tuple[str, SamplingParams, int]] = []  # id, settings, priority
+        self.aborted: list[str] = []
+        self.may_step = threading.Event()
+        self.may_step.set()
+        self.steps = 0
+        self.error: BaseException | None = None
+        self.steps_before_error = 0
+
+    def _check(self, prompt: Prompt, params: SamplingParams) -> CheckedInput:
+        return CheckedInput(None, [666 if prompt == "bad" else 1], params.max_tokens or 16, frozenset())
+
+    def add(self, prompt: Prompt, params: SamplingParams, *, request_id: str, priority: int = 0) -> None:
+        if prompt == {"prompt_token_ids": [666]}:
+            raise InputError("the prompt is bad; give a good one")
+        self.running[request_id] = params, itertools.count()
+        self.added.append((request_id, params, priority))
+
+    def abort(self, request_id: str) -> None:
+        self.aborted.append(request_id)
+        self.running.pop(request_id, None)
+
+    @property
+    def has_unfinished(self) -> bool:
+        return bool(self.running)
+
+    def step(self) -> list[RequestOutput]:
+        assert self.may_step.wait(timeout=30)
+        if self.error and self.steps >= self.steps_before_error:
+            raise self.error
+        self.steps += 1
+        deltas = []
+        for request_id, (params, tokens) in list(self.running.items()):
+            token = next(tokens)
+            finished = token + 1 == params.max_tokens
+            output = CompletionOutput(0, f" {token}", [token], finish_reason="length" if finished else None)
+            deltas.append(RequestOutput(request_id, None, [1], [output], RequestMetrics(0.0), finished))
+            if finished:
+                del self.running[request_id]
+        return deltas

@@ -1,0 +1,185 @@
+"""The thread that runs the engine, with an engine that has no model."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+
+import pytest
+
+from jaxserve import InputError, RequestOutput, SamplingParams
+from jaxserve.server.async_engine import AsyncEngine, EngineDead
+from tests.server.fake_engine import FakeEngine
+
+pytestmark = pytest.mark.anyio
+
+FIVE = SamplingParams(max_tokens=5)
+ENDLESS = SamplingParams(max_tokens=None)
+
+
+async def collected(deltas: AsyncIterator[RequestOutput]) -> dict[str, RequestOutput]:
+    outputs: dict[str, RequestOutput] = {}
+    async for delta in deltas:
+        if delta.request_id in outputs:
+            outputs[delta.request_id].extend(delta)
+        else:
+            outputs[delta.request_id] = delta
+    return outputs
+
+
+async def until(condition: object) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_several_prompts_of_several_callers_each_get_their_own_tokens() -> None:
+    async with AsyncEngine(FakeEngine()) as engine:
+        first, second = await asyncio.gather(
+            collected(engine.generate({"a": "x", "b": "y"}, FIVE)),
+            collected(engine.generate({"c": "z"}, SamplingParams(max_tokens=2))),
+        )
+    assert {name: output.outputs[0].token_ids for name, output in first.items()} == {"a": [*range(5)], "b": [*range(5)]}
+    assert second["c"].outputs[0].text == " 0 1"
+    assert second["c"].outputs[0].finish_reason == "length"
+
+
+async def test_a_slow_reader_gets_all_tokens_in_fewer_deltas() -> None:
+    fake = FakeEngine()
+    async with AsyncEngine(fake) as engine:
+        deltas = engine.generate({"a": "x"}, FIVE)
+        first = await anext(deltas)
+        await until(lambda: not fake.running)
+        await asyncio.sleep(0.05)  # the last token is on its way
+        rest = await anext(deltas, None)
+        assert await anext(deltas, None) is None
+    if rest:  # else the first had all of it
+        first.extend(rest)
+    assert first.outputs[0].token_ids == [0, 1, 2, 3, 4]
+    assert first.finished
+
+
+async def test_priority_and_settings_reach_the_engine() -> None:
+    fake = FakeEngine()
+    async with AsyncEngine(fake) as engine:
+        await collected(engine.generate({"a": "x"}, FIVE, priority=3))
+    assert fake.added == [("a", FIVE, 3)]
+
+
+async def test_closing_the_iterator_aborts_before_the_next_step() -> None:
+    fake = FakeEngine()
+    async with AsyncEngine(fake) as engine:
+        deltas = engine.generate({"a": "x"}, ENDLESS)
+        await anext(deltas)
+        await deltas.aclose()
+        steps = fake.steps
+        await until(lambda: not fake.running)
+        assert fake.aborted == ["a"]
+        assert fake.steps <= steps + 2  # the one that ran, and one that may have begun before the abort came
+
+
+async def test_cancelling_the_task_that_waits_aborts() -> None:
+    fake = FakeEngine()
+    fake.may_step.clear()
+    async with AsyncEngine(fake) as engine:
+        waiting = asyncio.create_task(collected(engine.generate({"a": "x"}, ENDLESS)))
+        await until(lambda: fake.running)
+        waiting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await waiting
+        fake.may_step.set()
+        await until(lambda: not fake.running)
+        assert fake.aborted == ["a"]
+
+
+async def test_a_finished_request_is_not_aborted() -> None:
+    fake = FakeEngine()
+    async with AsyncEngine(fake) as engine:
+        await collected(engine.generate({"a": "x"}, FIVE))
+    assert fake.aborted == []
+
+
+async def test_of_several_prompts_none_runs_if_one_cannot_be_served() -> None:
+    fake = FakeEngine()
+    fake.may_step.clear()
+    async with AsyncEngine(fake) as engine:
+        neighbour = asyncio.create_task(collected(engine.generate({"n": "x"}, FIVE)))
+        await until(lambda: fake.running)
+        refused = asyncio.create_task(collected(engine.generate({"a": "x", "b": "bad", "c": "x"}, FIVE)))
+        await asyncio.sleep(0.05)
+        fake.may_step.set()
+        with pytest.raises(InputError, match="the prompt is bad"):
+            await refused
+        assert not fake.running.keys() & {"a", "b", "c"}
+        assert (await neighbour)["n"].outputs[0].token_ids == [0, 1, 2, 3, 4]
+
+
+async def test_a_running_id_is_refused_and_its_request_goes_on() -> None:
+    fake = FakeEngine()
+    fake.may_step.clear()
+    async with AsyncEngine(fake) as engine:
+        running = asyncio.create_task(collected(engine.generate({"a": "x"}, FIVE)))
+        await until(lambda: fake.running)
+        with pytest.raises(InputError, match="a is of a running request"):
+            await collected(engine.generate({"a": "y"}, FIVE))
+        fake.may_step.set()
+        assert (await running)["a"].outputs[0].token_ids == [0, 1, 2, 3, 4]
+
+
+async def test_an_engine_that_fails_fails_all_requests_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    fake = FakeEngine()
+    fake.may_step.clear()
+    async with AsyncEngine(fake) as engine:
+        assert engine.is_healthy
+        waiting = [asyncio.create_task(collected(engine.generate({name: "x"}, ENDLESS))) for name in "abc"]
+        await until(lambda: fake.running)
+        fake.error = RuntimeError("the device is lost")
+        fake.may_step.set()
+        for task in waiting:
+            with pytest.raises(EngineDead, match="stopped after an error"):
+                await task
+        with pytest.raises(EngineDead, match="stopped after an error"):
+            await collected(engine.generate({"d": "x"}, FIVE))
+        assert not engine.is_healthy
+    (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert "the device is lost" in str(record.exc_info)
+
+
+async def test_tokens_that_came_before_the_failure_are_not_lost() -> None:
+    fake = FakeEngine()
+    fake.error, fake.steps_before_error = RuntimeError("the device is lost"), 3
+    tokens: list[int] = []
+
+    async def read_late(engine: AsyncEngine) -> None:
+        async for delta in engine.generate({"a": "x"}, ENDLESS):
+            tokens.extend(delta.outputs[0].token_ids)
+            await until(lambda: not engine.is_healthy)
+
+    async with AsyncEngine(fake) as engine:
+        with pytest.raises(EngineDead):
+            await read_late(engine)
+    assert tokens == [0, 1, 2]
+
+
+async def test_closing_ends_what_runs_and_leaves_the_engine_empty() -> None:
+    fake = FakeEngine()
+    engine = AsyncEngine(fake)
+    async with engine:
+        deltas = engine.generate({"a": "x"}, ENDLESS)
+        await anext(deltas)
+    with pytest.raises(EngineDead, match="shutting down"):
+        await collected(deltas)
+    assert not fake.running
+    with pytest.raises(EngineDead, match="shutting down"):
+        await collected(engine.generate({"b": "x"}, FIVE))
+
+
+async def test_it_serves_only_while_it_runs_and_can_be_started_again() -> None:
+    engine = AsyncEngine(FakeEngine())
+    assert not engine.is_healthy
+    with pytest.raises(EngineDead, match="not been started"):
+        await collected(engine.generate({"a": "x"}, FIVE))
+    for _ in range(2):
+        async with engine:
+            assert engine.is_healthy
+            assert (await collected(engine.generate({"a": "x"}, FIVE)))["a"].finished

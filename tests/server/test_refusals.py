@@ -1,0 +1,222 @@
+"""What cannot be served is answered with a status and a sentence that names it, and nothing else happens."""
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from jaxserve.server import incoming
+from jaxserve.server.protocol.chat import ChatCompletionRequest, Message
+from jaxserve.server.protocol.completions import CompletionRequest
+from tests.server.cases import MODEL_NAME, error, events
+
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+USER = {"role": "user", "content": "Hello"}
+GOOD: dict[str, dict[str, Any]] = {
+    COMPLETIONS: {"prompt": "Hello", "max_tokens": 1},
+    CHAT: {"messages": [USER], "max_tokens": 1},
+}
+
+
+def refused(client: httpx.Client, path: str, **fields: Any) -> dict[str, Any]:
+    return error(client.post(path, json=GOOD[path] | fields), 400)
+
+
+@pytest.mark.parametrize("path", GOOD)
+def test_a_field_that_does_not_exist(client: httpx.Client, path: str) -> None:
+    found = refused(client, path, temprature=1)
+    assert found["param"] == "temprature"
+    assert found["message"] == "there is no field 'temprature'; did you mean 'temperature'?"
+    nested = refused(client, path, stream=True, stream_options={"continuous_usage_stats": True})
+    assert nested["param"] == "stream_options.continuous_usage_stats"
+    assert "continuous_usage_stats" in nested["message"]
+
+
+UNSUPPORTED = [(COMPLETIONS, name) for name in CompletionRequest.unsupported]
+UNSUPPORTED += [(CHAT, name) for name in ChatCompletionRequest.unsupported]
+
+
+@pytest.mark.parametrize(("path", "name"), UNSUPPORTED)
+def test_a_field_of_openai_that_is_not_supported(client: httpx.Client, path: str, name: str) -> None:
+    found = refused(client, path, **{name: "something"})
+    assert found["param"] == name
+    assert name in found["message"]
+    assert "not supported" in found["message"]
+
+
+@pytest.mark.parametrize(("path", "request_type"), [(COMPLETIONS, CompletionRequest), (CHAT, ChatCompletionRequest)])
+def test_fields_that_ask_for_nothing_are_let_through(client: httpx.Client, path: str, request_type: Any) -> None:
+    neutral = {name: values[0] if values else None for name, values in request_type.unsupported.items()}
+    assert neutral
+    assert client.post(path, json=GOOD[path] | neutral).status_code == 200
+    nulls = dict.fromkeys(request_type.unsupported)
+    assert client.post(path, json=GOOD[path] | nulls).status_code == 200
+
+
+def test_messages_that_ask_for_nothing_more_are_let_through(client: httpx.Client) -> None:
+    neutral = {name: values[0] if values else None for name, values in Message.unsupported.items()}
+    answered = {"role": "assistant", "content": "Hi"} | neutral
+    assert client.post(CHAT, json=GOOD[CHAT] | {"messages": [USER, answered, USER]}).status_code == 200
+
+
+# What a request says, the field that the error is about, and what its sentence has to tell.
+COMMON: list[tuple[dict[str, Any], str | None, list[str]]] = [
+    ({"temperature": "hot"}, "temperature", ["temperature", "'hot'", "number"]),
+    ({"temperature": 101}, None, ["temperature", "101", "between 0 and 100"]),
+    ({"temperature": -1}, None, ["temperature", "-1"]),
+    ({"top_p": 0}, None, ["top_p", "above 0 and at most 1"]),
+    ({"top_k": -2}, None, ["top_k", "-2"]),
+    ({"min_p": 1.5}, None, ["min_p", "1.5"]),
+    ({"repetition_penalty": 0}, None, ["repetition_penalty", "above 0"]),
+    ({"presence_penalty": 2.5}, None, ["presence_penalty", "2.5"]),
+    ({"frequency_penalty": -2.5}, None, ["frequency_penalty", "-2.5"]),
+    ({"n": 0}, None, ["n is 0"]),
+    ({"n": 2.5}, "n", ["n is 2.5", "integer"]),
+    ({"n": "2"}, "n", ["n is '2'", "integer"]),
+    ({"n": True}, "n", ["n is True", "integer"]),
+    ({"max_tokens": 0}, None, ["max_tokens", "0"]),
+    ({"min_tokens": 5, "max_tokens": 4}, None, ["min_tokens=5", "max_tokens=4"]),
+    ({"stop": [""]}, None, ["stop", "non-empty"]),
+    ({"stop": [1]}, "stop[0]", ["stop[0]", "string"]),
+    ({"stop_token_ids": [10**9]}, None, ["stop_token_ids", "1000000000"]),
+    ({"logit_bias": {"one": 1}}, "logit_bias", ["logit_bias", "token id"]),
+    ({"logit_bias": {"1": 101}}, None, ["logit_bias[1]", "101"]),
+    ({"logit_bias": {"1000000000": 1}}, None, ["logit_bias", "1000000000"]),
+    ({"seed": 2**70}, None, ["seed"]),
+    ({"prompt_logprobs": 21}, None, ["prompt_logprobs", "21", "max_logprobs=20"]),
+    ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs", ["prompt_logprobs", "stream"]),
+    ({"stream_options": {"include_usage": True}}, "stream_options", ["stream_options", "stream=true"]),
+    ({"priority": "high"}, "priority", ["priority", "'high'"]),
+]
+
+
+@pytest.mark.parametrize("path", GOOD)
+@pytest.mark.parametrize(("fields", "param", "told"), COMMON)
+def test_values_that_no_endpoint_takes(
+    client: httpx.Client, path: str, fields: dict[str, Any], param: str | None, told: list[str]
+) -> None:
+    found = refused(client, path, **fields)
+    assert found["param"] == param
+    assert [text for text in told if text not in found["message"]] == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"prompt": 5}, ["prompt is none of"]),
+        ({"prompt": []}, ["prompt is none of"]),
+        ({"prompt": ["a", 5]}, ["prompt is none of"]),
+        ({"prompt": ""}, ["prompt is empty"]),
+        ({"prompt": None}, ["prompt is none of"]),
+        ({"prompt": [10**9]}, ["1000000000"]),
+        ({"prompt": [-1], "echo": True}, ["-1"]),
+        ({"best_of": 2}, ["best_of is 2", "n is 1"]),
+        ({"logprobs": 21}, ["logprobs is 21", "max_logprobs=20"]),
+        ({"logprobs": True}, ["logprobs is True"]),
+        ({"messages": []}, ["'messages'"]),
+    ],
+)
+def test_values_that_completions_do_not_take(client: httpx.Client, fields: dict[str, Any], told: list[str]) -> None:
+    message = refused(client, COMPLETIONS, **fields)["message"]
+    assert [text for text in told if text not in message] == []
+
+
+def test_best_of_n_is_n(client: httpx.Client) -> None:
+    assert client.post(COMPLETIONS, json=GOOD[COMPLETIONS] | {"best_of": 2, "n": 2}).status_code == 200
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "http://localhost/a.png"}}
+CALL = {"type": "function", "function": {"name": "f", "arguments": "{"}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"messages": []}, ["messages is empty"]),
+        ({"messages": "Hello"}, ["messages is 'Hello'"]),
+        ({"messages": [{"role": "robot", "content": "x"}]}, ["messages[0].role", "'robot'", "'user'"]),
+        ({"messages": [USER, {"role": "user"}]}, ["messages[1].content is missing"]),
+        ({"messages": [{"content": "x"}]}, ["messages[0].role is missing"]),
+        ({"messages": [USER | {"content": 5}]}, ["messages[0].content is 5"]),
+        ({"messages": [USER | {"content": [IMAGE]}]}, ["messages[0].content", "'image_url'", "not supported"]),
+        ({"messages": [USER | {"content": [{"type": "text"}]}]}, ["messages[0].content", "'text'"]),
+        ({"messages": [USER | {"content": ["x"]}]}, ["messages[0].content", "part"]),
+        ({"messages": [USER | {"mood": "good"}]}, ["messages[0].mood"]),
+        ({"messages": [USER | {"audio": {"id": "1"}}]}, ["messages[0].audio", "not supported"]),
+        ({"messages": [USER | {"tool_call_id": "1"}]}, ["messages[0].tool_call_id", "'user'"]),
+        ({"messages": [USER | {"tool_calls": [CALL]}]}, ["messages[0].tool_calls[0].function.arguments", "JSON"]),
+        ({"max_completion_tokens": 5}, ["max_tokens", "max_completion_tokens"]),
+        ({"logprobs": 2}, ["logprobs is 2"]),
+        ({"top_logprobs": 2}, ["top_logprobs", "logprobs=true"]),
+        ({"top_logprobs": 21, "logprobs": True}, ["top_logprobs is 21", "max_logprobs=20"]),
+        ({"top_logprobs": -1, "logprobs": True}, ["top_logprobs is -1"]),
+        ({"response_format": {"type": "json_object"}}, ["response_format", "{'type': 'text'}"]),
+        ({"tools": [{"type": "web_search"}]}, ["tools", "'web_search'"]),
+        ({"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]}, ["tools", "strict"]),
+        ({"chat_template_kwargs": {"tools": []}}, ["chat_template_kwargs", "'tools'"]),
+        ({"chat_template_kwargs": {"chat_template": "{{ 1 }}"}}, ["chat_template_kwargs", "'chat_template'"]),
+        ({"chat_template_kwargs": {"tokenize": True}}, ["chat_template_kwargs", "'tokenize'"]),
+        ({"prompt": "Hello"}, ["'prompt'"]),
+    ],
+)
+def test_values_that_chat_does_not_take(client: httpx.Client, fields: dict[str, Any], told: list[str]) -> None:
+    message = refused(client, CHAT, **fields)["message"]
+    assert [text for text in told if text not in message] == []
+
+
+@pytest.mark.parametrize("path", GOOD)
+def test_a_body_that_is_no_request(client: httpx.Client, path: str) -> None:
+    for body in (b"", b"{", b'{"prompt": "\xff"}', b'{"prompt": "\\ud800"}'):
+        assert error(client.post(path, content=body), 400)["message"].startswith("the body is not JSON")
+    assert error(client.post(path, content=b"[1]"), 400)["message"] == "the body is [1]; give an object"
+    missing = "prompt" if path == COMPLETIONS else "messages"
+    assert error(client.post(path, json={}), 400)["message"] == f"{missing} is missing; give it"
+
+
+def test_a_body_that_is_too_large(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(incoming, "MAX_BODY_BYTES", 1000)
+    found = error(client.post(COMPLETIONS, json=GOOD[COMPLETIONS] | {"prompt": "x" * 1000}), 400)
+    assert "larger than 1000 bytes" in found["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_that_is_too_long(client: httpx.Client, stream: bool) -> None:
+    assert client.post(COMPLETIONS, json={"prompt": [5] * 511, "stream": stream}).status_code == 200
+    message = refused(client, COMPLETIONS, prompt=[5] * 512, stream=stream)["message"]
+    assert "512 tokens" in message
+    assert "max_model_len is 512" in message
+    message = refused(client, CHAT, messages=[USER | {"content": "Hello " * 600}], stream=stream)["message"]
+    assert "max_model_len is 512" in message
+
+
+@pytest.mark.parametrize("path", GOOD)
+def test_a_model_that_is_not_here(client: httpx.Client, path: str) -> None:
+    found = error(client.post(path, json=GOOD[path] | {"model": "gpt-4"}), 404)
+    assert (found["param"], found["code"]) == ("model", "model_not_found")
+    assert "'gpt-4'" in found["message"]
+    assert MODEL_NAME in found["message"]
+    assert client.post(path, json=GOOD[path] | {"model": MODEL_NAME}).status_code == 200
+
+
+def test_a_path_that_is_not_here(client: httpx.Client) -> None:
+    assert "/v1/complete" in error(client.post("/v1/complete", json={}), 404)["message"]
+    wrong_method = client.get(COMPLETIONS)
+    assert "use POST" in error(wrong_method, 405)["message"]
+    assert wrong_method.headers["allow"] == "POST"
+
+
+def test_a_refusal_disturbs_no_neighbour(client: httpx.Client) -> None:
+    asked = {"prompt": "Hello", "temperature": 1, "seed": 4, "max_tokens": 200, "ignore_eos": True, "stream": True}
+
+    def text(response: httpx.Response) -> str:
+        return "".join(chunk["choices"][0]["text"] for chunk in events(response))
+
+    undisturbed = text(client.post(COMPLETIONS, json=asked))
+    with client.stream("POST", COMPLETIONS, json=asked) as response:
+        for _ in range(5):
+            refused(client, COMPLETIONS, prompt=["Hello", [10**9], "Hello"])
+            refused(client, COMPLETIONS, prompt=[[5] * 600, "Hello"], n=3)
+        response.read()
+    assert text(response) == undisturbed
+    assert json.loads(response.text.split("\n\n")[0].removeprefix("data: "))["choices"][0]["finish_reason"] is None

@@ -1,0 +1,64 @@
+"""`/v1/models`, `/health`, and what all paths answer when the engine has died."""
+
+import subprocess
+import sys
+
+import httpx
+import pytest
+from starlette.testclient import TestClient
+
+from jaxserve.server.app import build_app
+from jaxserve.server.async_engine import AsyncEngine
+from tests.server.cases import MODEL_NAME, error
+from tests.server.fake_engine import FakeEngine
+
+
+def test_models_lists_the_one_model(client: httpx.Client) -> None:
+    listing = client.get("/v1/models").json()
+    (card,) = listing.pop("data")
+    assert listing == {"object": "list"}
+    assert isinstance(card.pop("created"), int)
+    assert card == {"id": MODEL_NAME, "object": "model", "owned_by": "jaxserve", "max_model_len": 512}
+
+
+def test_health_is_200_while_the_engine_lives(client: httpx.Client) -> None:
+    response = client.get("/health")
+    assert (response.status_code, response.json()) == (200, {})
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_dead_engine_fails_every_request_and_the_health_check(stream: bool) -> None:
+    fake = FakeEngine()
+    fake.error = RuntimeError("the device is lost")
+    with TestClient(build_app(AsyncEngine(fake), MODEL_NAME)) as client:
+        assert client.get("/health").status_code == 200
+        for _ in range(2):  # the one that it dies of, and one afterwards
+            response = client.post("/v1/completions", json={"prompt": "x", "stream": stream})
+            assert "stopped after an error" in error(response, 500)["message"]
+            assert error(client.get("/health"), 503)["message"] == "the engine does not run; restart the server"
+
+
+def test_a_stream_that_the_engine_dies_in_ends_with_the_error() -> None:
+    fake = FakeEngine()
+    fake.error, fake.steps_before_error = RuntimeError("the device is lost"), 3
+    with TestClient(build_app(AsyncEngine(fake), MODEL_NAME)) as client:
+        response = client.post("/v1/completions", json={"prompt": "x", "stream": True})
+        *chunks, last = [block for block in response.text.split("\n\n") if block]
+        assert response.status_code == 200
+        assert all('"finish_reason":null' in chunk for chunk in chunks)
+        assert last.startswith('data: {"error":{"message":"the engine has stopped')
+        assert error(client.get("/health"), 503)["message"] == "the engine does not run; restart the server"
+
+
+def test_priority_and_the_models_recommendations_reach_the_engine() -> None:
+    fake = FakeEngine(temperature=0.5, top_p=0.25)
+    with TestClient(build_app(AsyncEngine(fake), MODEL_NAME)) as client:
+        client.post("/v1/completions", json={"prompt": "x", "priority": -3, "top_p": 0.75})
+    ((_, params, priority),) = fake.added
+    assert (params.temperature, params.top_p, priority) == (0.5, 0.75, -3)
+
+
+def test_the_server_comes_without_jax() -> None:
+    code = "import sys, jaxserve.server.serve; print({'jax', 'transformers'} & sys.modules.keys())"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "set()\n"

@@ -1,0 +1,228 @@
+"""The Python API on the demo model: what a user of vLLM expects of `LLM`."""
+
+import gc
+
+import jax
+import pytest
+
+from jaxserve import LLM, InputError, SamplingParams
+
+SETTINGS = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "max_model_len": 512, "page_size": 16}
+GREEDY = SamplingParams(temperature=0, max_tokens=200)
+
+
+@pytest.fixture(scope="module")
+def llm():
+    with LLM(**SETTINGS, progress=False) as llm:
+        yield llm
+
+
+def ask(text: str) -> list[dict]:
+    return [{"role": "user", "content": text}]
+
+
+def chat_prompt(llm: LLM, text: str) -> dict:
+    return llm.render_chat(ask(text))
+
+
+def test_the_demo_model_is_the_default_and_answers(llm):
+    first, second = llm.chat([ask("What is 27+45?"), ask("What is the capital of France?")], GREEDY)
+    assert "72" in first.outputs[0].text.split("</think>")[-1]
+    assert "Paris" in second.outputs[0].text
+    assert first.finished
+    assert first.outputs[0].finish_reason == "stop"
+    assert first.outputs[0].stop_reason is None
+
+
+def test_thinking_is_switched_by_the_chat_template(llm):
+    thinking = llm.chat(ask("What is 12+30?"), GREEDY)[0].outputs[0].text
+    direct = llm.chat(ask("What is the capital of France?"), GREEDY, chat_template_kwargs={"enable_thinking": False})
+    assert thinking.startswith("<think>")
+    assert "<think>" not in direct[0].outputs[0].text
+
+
+def test_without_sampling_parameters_the_models_own_defaults_serve(llm):
+    assert llm.get_default_sampling_params().temperature == 0
+    prompt = chat_prompt(llm, "What is 5+6?")
+    assert (
+        llm.generate(prompt)[0].outputs[0].token_ids
+        == llm.generate(prompt, SamplingParams(temperature=0))[0].outputs[0].token_ids
+    )
+
+
+def test_a_stream_adds_up_to_what_generate_gives(llm):
+    prompt = chat_prompt(llm, "What is 234+678?")
+    whole = llm.generate(prompt, GREEDY)[0]
+    deltas = list(llm.stream(prompt, GREEDY))
+    assert len(deltas) == len(whole.outputs[0].token_ids)
+    assert "".join(delta.outputs[0].text for delta in deltas) == whole.outputs[0].text
+    assert [delta.finished for delta in deltas] == [False] * (len(deltas) - 1) + [True]
+    assert deltas[-1].outputs[0].finish_reason == "stop"
+
+
+def test_two_streams_and_a_batch_share_the_engine(llm):
+    prompts = [chat_prompt(llm, f"What is {n}+45?") for n in (1, 2, 3)]
+    alone = [output.outputs[0].text for output in llm.generate(prompts, GREEDY)]
+    first, second = llm.stream(prompts[0], GREEDY), llm.stream(prompts[1], GREEDY)
+    texts = [next(first).outputs[0].text, next(second).outputs[0].text]
+    assert llm.generate(prompts[2], GREEDY)[0].outputs[0].text == alone[2]
+    texts[0] += "".join(delta.outputs[0].text for delta in first)
+    texts[1] += "".join(delta.outputs[0].text for delta in second)
+    assert texts == alone[:2]
+
+
+def test_leaving_a_stream_frees_its_pages_at_once(llm):
+    stream = llm.stream(chat_prompt(llm, "What is 234+678?"), GREEDY)
+    next(stream)
+    assert llm.engine.pool.num_free < llm.engine.pool.num_pages
+    stream.close()
+    assert llm.engine.pool.num_free == llm.engine.pool.num_pages
+    assert not llm.engine.has_unfinished
+
+
+def test_a_stop_string_ends_the_text_before_it(llm):
+    prompt = chat_prompt(llm, "What is 27+45?")
+    whole = llm.generate(prompt, GREEDY)[0].outputs[0].text
+    stopped = llm.generate(prompt, SamplingParams(temperature=0, max_tokens=200, stop="</think>"))[0].outputs[0]
+    assert stopped.text == whole.split("</think>")[0]
+    assert (stopped.finish_reason, stopped.stop_reason) == ("stop", "</think>")
+
+
+def test_a_stop_token_ends_the_completion_and_is_named(llm):
+    prompt = chat_prompt(llm, "What is 27+45?")
+    tokens = llm.generate(prompt, GREEDY)[0].outputs[0].token_ids
+    stopped = llm.generate(prompt, SamplingParams(temperature=0, stop_token_ids=[tokens[5]]))[0].outputs[0]
+    assert stopped.token_ids == tokens[: tokens.index(tokens[5]) + 1]
+    assert (stopped.finish_reason, stopped.stop_reason) == ("stop", tokens[5])
+
+
+def test_max_tokens_min_tokens_and_ignore_eos_bound_the_length(llm):
+    prompt = chat_prompt(llm, "What is the capital of France?")
+    natural = llm.generate(prompt, GREEDY)[0].outputs[0]
+    longer = len(natural.token_ids) + 7
+
+    def length(**settings) -> tuple[int, str]:
+        output = llm.generate(prompt, SamplingParams(temperature=0, **settings))[0].outputs[0]
+        return len(output.token_ids), output.finish_reason
+
+    assert length(max_tokens=3) == (3, "length")
+    assert length(max_tokens=longer, ignore_eos=True) == (longer, "length")
+    assert length(max_tokens=200, min_tokens=longer)[0] >= longer
+
+
+def test_without_max_tokens_a_completion_goes_to_the_models_limit(llm):
+    output = llm.generate(
+        {"prompt_token_ids": [5] * 500}, SamplingParams(temperature=0, max_tokens=None, ignore_eos=True)
+    )[0]
+    assert len(output.outputs[0].token_ids) == 12
+    assert output.outputs[0].finish_reason == "length"
+
+
+def test_logprobs_come_in_vllms_shapes(llm):
+    prompt = chat_prompt(llm, "Hello!")
+    output = llm.generate(prompt, SamplingParams(temperature=0, max_tokens=5, logprobs=2, prompt_logprobs=1))[0]
+    completion = output.outputs[0]
+    assert len(completion.logprobs) == len(completion.token_ids)
+    for token, entry in zip(completion.token_ids, completion.logprobs, strict=True):
+        assert entry[token].rank == 1
+        assert len(entry) == 2
+        assert entry[token].decoded_token == llm.get_tokenizer().decode([token])
+    assert completion.cumulative_logprob == pytest.approx(
+        sum(entry[token].logprob for token, entry in zip(completion.token_ids, completion.logprobs, strict=True))
+    )
+    assert output.prompt_logprobs[0] is None
+    assert len(output.prompt_logprobs) == len(output.prompt_token_ids)
+    for token, entry in zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True):
+        assert token in entry
+
+
+def test_prompt_logprobs_agree_with_the_logprobs_of_the_same_tokens_as_output(llm):
+    prompt = chat_prompt(llm, "What is 27+45?")["prompt_token_ids"]
+    output = llm.generate({"prompt_token_ids": prompt}, SamplingParams(temperature=0, max_tokens=60, logprobs=0))[
+        0
+    ].outputs[0]
+    scored = llm.generate(
+        {"prompt_token_ids": prompt + output.token_ids}, SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
+    )[0]
+    expected = [entry[token].logprob for token, entry in zip(output.token_ids, output.logprobs, strict=True)]
+    found = [
+        entry[token].logprob
+        for token, entry in zip(output.token_ids, scored.prompt_logprobs[len(prompt) :], strict=True)
+    ]
+    assert found == pytest.approx(expected, abs=0.05)  # bfloat16, in batches of other shapes
+
+
+def test_sampling_parameters_may_differ_from_prompt_to_prompt(llm):
+    prompts = [chat_prompt(llm, "Hello!")] * 2
+    one, two = llm.generate(prompts, [SamplingParams(temperature=0, max_tokens=n) for n in (1, 2)])
+    assert (len(one.outputs[0].token_ids), len(two.outputs[0].token_ids)) == (1, 2)
+    with pytest.raises(InputError, match="sampling_params has 1 entries for 2 prompts"):
+        llm.generate(prompts, [GREEDY])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ({"prompt_token_ids": []}, "the prompt is empty"),
+        ("", "the prompt is empty"),
+        ({"prompt_token_ids": [7] * 512}, "512 tokens and max_model_len is 512"),
+        ({"prompt_token_ids": [7, 1280]}, r"1280; this model's token ids are the integers from 0 to 1279"),
+        ({"prompt_token_ids": [7, -1]}, "-1; this model's token ids"),
+        ({"prompt_token_ids": [7, True]}, "True; this model's token ids"),
+        ({"prompt_tokens": [7]}, "did you mean 'prompt_token_ids'"),
+        (7, "a prompt is a int"),
+    ],
+)
+def test_a_prompt_that_cannot_be_served_is_refused_and_nothing_is_lost(llm, prompt, message):
+    good = chat_prompt(llm, "What is 27+45?")
+    with pytest.raises(InputError, match=message):
+        llm.generate([good, prompt], GREEDY)
+    assert not llm.engine.has_unfinished
+    assert llm.engine.pool.num_free == llm.engine.pool.num_pages
+    assert "72" in llm.generate(good, GREEDY)[0].outputs[0].text
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"logprobs": 21}, "logprobs is 21, and this engine was started with max_logprobs=20"),
+        ({"logit_bias": {1280: 1.0}}, "logit_bias holds 1280"),
+        ({"stop_token_ids": [1280]}, "stop_token_ids holds 1280"),
+        ({"stop_token_ids": list(range(20, 40))}, "at most 16 are possible"),
+    ],
+)
+def test_settings_that_this_model_cannot_honour_are_refused(llm, settings, message):
+    with pytest.raises(InputError, match=message):
+        llm.generate("Hello", SamplingParams(**settings))
+
+
+def test_chat_refuses_what_the_template_cannot_render(llm):
+    with pytest.raises(InputError, match="messages is empty"):
+        llm.chat([[]], GREEDY)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_model_length": 10}, "no setting 'max_model_length'; did you mean 'max_model_len'"),
+        ({"max_model_len": 10**6}, "max_model_len=1000000 is more than the"),
+        ({"max_model_len": 512, "num_pages": 3}, "holds 192 tokens .* max_model_len is 512"),
+        ({"tensor_parallel_size": 16}, "tensor_parallel_size=16"),
+        ({"dtype": "int3"}, "dtype is 'int3'; give one of"),
+        ({"model": "/no/such/place"}, "no model directory /no/such/place"),
+        ({"max_num_seqs": 0}, "max_num_seqs is 0; give an integer from 1 on"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_by_name(settings, message):
+    with pytest.raises(InputError, match=message):
+        LLM(**settings, progress=False)
+
+
+def test_leaving_the_context_frees_every_array():
+    gc.collect()
+    before = len(jax.live_arrays())
+    with LLM(**SETTINGS, progress=False) as llm:
+        llm.generate("Hello", SamplingParams(max_tokens=2))
+        assert len(jax.live_arrays()) > before
+    gc.collect()
+    assert len(jax.live_arrays()) == before
