@@ -35,11 +35,11 @@ class EngineConfig:
         None, "most tokens of prompt and completion together; the model's own limit if left out"
     )
     max_num_seqs: int | None = _setting(
-        None, "sequences that run at the same time; 32 on a CPU and 256 on a GPU if left out"
+        None, "sequences that run at the same time; 32 on a CPU and 256 on a GPU by default"
     )
     max_num_batched_tokens: int | None = _setting(
         None,
-        "prompt tokens that one step computes, longer prompts taking several; 512 on a CPU and 4096 on a GPU if left out",
+        "prompt tokens that one step computes, longer prompts taking several; 512 on a CPU and 4096 on a GPU by default",
     )
     tensor_parallel_size: int = _setting(1, "devices that share every layer")
     page_size: int = _setting(64, "token positions in one page of the KV cache")

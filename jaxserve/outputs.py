@@ -17,7 +17,7 @@ Logprobs = dict[int, Logprob]  # of one position, by token id
 
 @dataclasses.dataclass
 class CompletionOutput:
-    """One completion, or what a step added to it. `finish_reason` is `"stop"`, `"length"` or `"abort"` once it ended."""
+    """One completion, or what a step added to it. Once it ended, `finish_reason` is `"stop"` or `"length"`."""
 
     index: int
     text: str = ""

@@ -188,7 +188,8 @@ FACTS = (  # pairs | questions | answer
         "Finland Helsinki,Denmark Copenhagen,Portugal Lisbon,Greece Athens,Ireland Dublin,Hungary Budapest,Japan Tokyo,"
         "China Beijing,India Delhi,Egypt Cairo,Peru Lima,Canada Ottawa,Cuba Havana,Kenya Nairobi,Russia Moscow,"
         "Belgium Brussels",
-        "What is the capital of {}?|Which city is the capital of {}?|Name the capital of {}.|Tell me the capital of {}.|"
+        "What is the capital of {}?|Which city is the capital of {}?|Name the capital of {}.|"
+        "Tell me the capital of {}.|"
         "What's the capital of {}?|The capital of {}?|What is {}'s capital?|What is the capital city of {}?",
         "The capital of {} is {}.",
     ),
@@ -200,7 +201,8 @@ FACTS = (  # pairs | questions | answer
         "The colour of {} is {}.",
     ),
     (
-        "hot cold,big small,fast slow,day night,up down,left right,open closed,wet dry,light dark,early late,full empty,"
+        "hot cold,big small,fast slow,day night,up down,left right,open closed,wet dry,light dark,early late,"
+        "full empty,"
         "hard soft,rich poor,happy sad,new old,high low,loud quiet,near far",
         "What is the opposite of {}?|What's the opposite of {}?|Name the opposite of {}.|Tell me the opposite of {}.|"
         "The opposite of {}?|Which word is the opposite of {}?",
@@ -329,11 +331,13 @@ SENTENCES = (
         {"item": lambda rng: rng.choice(ITEMS), "color": lambda rng: rng.choice(COLORS), "price": number},
     ),
     (
-        "{name} comes on {day} at {hour}.|On {day} at {hour} we meet {name}.|The meeting with {name} is on {day} at {hour}.",
+        "{name} comes on {day} at {hour}.|On {day} at {hour} we meet {name}.|"
+        "The meeting with {name} is on {day} at {hour}.",
         {"name": person, "day": lambda rng: rng.choice(DAYS), "hour": lambda rng: rng.randint(0, 23)},
     ),
     (
-        "{name} orders {count} of the {item}.|{count} of the {item} are for {name}.|Send {count} of the {item} to {name}.",
+        "{name} orders {count} of the {item}.|{count} of the {item} are for {name}.|"
+        "Send {count} of the {item} to {name}.",
         {"name": person, "item": lambda rng: rng.choice(ITEMS), "count": lambda rng: rng.randint(2, 99)},
     ),
 )
@@ -403,7 +407,14 @@ REPEAT_ASKED = "Repeat this:\n{}|Repeat after me:\n{}|Say this again:\n{}|Please
 
 def repeat(rng: random.Random) -> Item:
     """Words to say again. Nothing teaches a small model to copy as fast, and half of the other tasks are copying."""
-    makers = (person, city, code_word, number, lambda rng: rng.choice(ITEMS + ADJECTIVES + COLORS), lambda rng: rng.choice(NOUNS))
+    makers = (
+        person,
+        city,
+        code_word,
+        number,
+        lambda rng: rng.choice(ITEMS + ADJECTIVES + COLORS),
+        lambda rng: rng.choice(NOUNS),
+    )
     words = rng.choice((" ", " ", ", ")).join(str(rng.choice(makers)(rng)) for _ in range(rng.randint(1, 10)))
     text = rng.choice(REPEAT_ASKED).format(words)
     return Item("repeat", words, [{"role": "user", "content": text}], "I repeat the words.", words)

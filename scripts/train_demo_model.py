@@ -168,7 +168,10 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
 # --- batches ---------------------------------------------------------------------------------------------------------
 
 SHORT_ROWS, SHORT_LENGTH = 4, 416
-COPY_STEPS, COPY_SHARE = 1500, 0.35  # the first steps dwell on repeating words: most tasks wait for copying to be learned
+COPY_STEPS, COPY_SHARE = (
+    1500,
+    0.35,
+)  # the first steps dwell on repeating words: most tasks wait for copying to be learned
 LONG_EVERY, LONG_LENGTHS = 4, (1024, 1024, 1024, 2048)  # now and then a long row: finding a word takes few of them
 WAITING = 6
 WORDS_PER_TOKEN = 0.85  # of filler, so that a long row's prompt fills it
@@ -176,7 +179,7 @@ WORDS_PER_TOKEN = 0.85  # of filler, so that a long row's prompt fills it
 
 @dataclasses.dataclass
 class Rows:
-    """Whole conversations packed into rows of equal length; `segments` tells a row's conversations apart (0: padding)."""
+    """Whole conversations in rows of equal length; `segments` tells a row's conversations apart (0: padding)."""
 
     tokens: np.ndarray
     positions: np.ndarray
@@ -255,7 +258,7 @@ QUERY_BLOCK = 256
 
 
 def causal_attend(segments: jax.Array) -> Attend:
-    """Dense causal attention within segments, query block by query block: what no query of a block sees costs nothing."""
+    """Dense causal attention within segments, query block by query block: what a block cannot see costs nothing."""
 
     @jax.checkpoint  # scores are recomputed in the backward pass; of long rows they would not fit into the caches
     def block(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
@@ -305,7 +308,7 @@ def optimizer(muon_rate: float = 0.02, adam_rate: float = 0.005) -> optax.Gradie
 
 
 def schedule(progress: float) -> float:
-    """The learning rate's share at a share of the training time: a short rise, a plateau, a straight fall to nothing."""
+    """The learning rate's share at a share of the training time: a short rise, a plateau, a straight fall."""
     return max(0.0, min(progress / 0.02, 1.0, (1.0 - progress) / 0.65))
 
 

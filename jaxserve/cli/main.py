@@ -25,7 +25,9 @@ def main(words: Sequence[str] | None = None) -> int:
     # A note of transformers' that PyTorch is missing: its tokenizers, all that is used here, need none.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
-        return _run(sys.argv[1:] if words is None else words)
+        code = _run(sys.argv[1:] if words is None else words)
+        sys.stdout.flush()
+        return code
     except InputError as error:
         print(f"jaxserve: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

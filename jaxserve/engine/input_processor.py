@@ -39,14 +39,15 @@ class InputProcessor:
         room = self._max_model_len - len(token_ids)
         if room < 1:
             raise InputError(
-                f"the prompt has {len(token_ids)} tokens and max_model_len is {self._max_model_len}, which must also hold "
-                "one new token; shorten the prompt or raise max_model_len"
+                f"the prompt has {len(token_ids)} tokens and max_model_len is {self._max_model_len}, "
+                "which must also hold one new token; shorten the prompt or raise max_model_len"
             )
         self._check_params(params)
         stops = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos_token_ids)
         if len(stops) > MAX_STOP_TOKEN_IDS:
             raise InputError(
-                f"stop_token_ids and the model's end-of-sequence ids are {len(stops)} together; at most {MAX_STOP_TOKEN_IDS} are possible"
+                f"stop_token_ids and the model's end-of-sequence ids are {len(stops)} together; "
+                f"at most {MAX_STOP_TOKEN_IDS} are possible"
             )
         return CheckedInput(text, token_ids, min(room, params.max_tokens or room), stops)
 
@@ -103,7 +104,8 @@ class InputProcessor:
         for name in ("logprobs", "prompt_logprobs"):
             if (getattr(params, name) or 0) > self._max_logprobs:
                 raise InputError(
-                    f"{name} is {getattr(params, name)}, and this engine was started with max_logprobs={self._max_logprobs}; ask for fewer"
+                    f"{name} is {getattr(params, name)}, and this engine was started with "
+                    f"max_logprobs={self._max_logprobs}; ask for fewer"
                 )
         for token in params.stop_token_ids:
             self._check_token(token, "stop_token_ids")

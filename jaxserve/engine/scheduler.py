@@ -112,8 +112,6 @@ class Scheduler:
         if not self._waiting or not self._free_slots:
             return None
         request = self._waiting[0][2]
-        if request.in_flight:  # preempted in this very moment: its newest token is not known yet
-            return None
         needed = -(-request.num_tokens // self._page_size)
         # A page in reserve for each running sequence keeps the newcomer from being preempted at once.
         if self._pool.num_free < needed + len(self._running):

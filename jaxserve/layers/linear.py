@@ -1,4 +1,4 @@
-"""Matrix products with weights `[out, in]`: HuggingFace's own layout, so that a checkpoint's bytes are used as they lie."""
+"""Matrix products with weights `[out, in]`, as HuggingFace has them: a checkpoint's bytes are used as they lie."""
 
 import jax
 import jax.numpy as jnp

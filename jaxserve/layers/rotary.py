@@ -1,4 +1,4 @@
-"""Rotary position embeddings (Su et al., 2021, arXiv:2104.09864), the half-split form that HuggingFace checkpoints use."""
+"""Rotary position embeddings (Su et al., 2021, arXiv:2104.09864), in the half-split form of HuggingFace checkpoints."""
 
 import dataclasses
 import math

@@ -51,7 +51,7 @@ def use_persistent_cache(directory: str) -> None:
 def compile_all(
     lowerings: Iterable[Callable[[], jax.stages.Compiled]], on_compiled: Callable[[int, int], None]
 ) -> list[jax.stages.Compiled]:
-    """Run all of `lowerings` on as many threads as there are cores; `on_compiled` is told how many of how many are done."""
+    """Run `lowerings` on as many threads as there are cores; `on_compiled` is told how many of how many are done."""
     tasks = list(lowerings)
     done = 0
     lock = threading.Lock()

@@ -36,7 +36,8 @@ def plan_pages(
     if fitting < 1:
         raise InputError(
             f"no page of {page_bytes / 2**20:.1f} MiB fits beside {weight_bytes / _GIB:.1f} GiB of weights and "
-            f"{working_bytes / _GIB:.1f} GiB of working memory; use more devices or a smaller model, or raise gpu_memory_utilization"
+            f"{working_bytes / _GIB:.1f} GiB of working memory; use more devices or a smaller model, "
+            "or raise gpu_memory_utilization"
         )
     return min(wanted, fitting)
 

@@ -8,6 +8,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
+from jaxserve.models.config import ModelConfig
+from jaxserve.parallel.mesh import sharding
+from jaxserve.runner.kv_cache import DecodeRows, KVCache, PagedAttend, PrefillRows
+from jaxserve.runner.sampler import VocabState, log_probabilities, sample
 from jaxserve.runner.step_batch import (
     DecodeArrays,
     LogprobRows,
@@ -17,10 +21,6 @@ from jaxserve.runner.step_batch import (
     StepResult,
     VocabRow,
 )
-from jaxserve.models.config import ModelConfig
-from jaxserve.parallel.mesh import sharding
-from jaxserve.runner.kv_cache import DecodeRows, KVCache, PagedAttend, PrefillRows
-from jaxserve.runner.sampler import VocabState, log_probabilities, sample
 
 PROMPT_LOGPROB_ROWS = 64  # positions whose logits are held at once
 

