@@ -39,7 +39,7 @@ class EngineConfig:
     )
     max_num_batched_tokens: int | None = _setting(
         None,
-        "prompt tokens that one step computes, longer prompts taking several; 512 on a CPU and 4096 on a GPU by default",
+        "prompt tokens that one step computes, long prompts taking several; 512 on a CPU and 4096 on a GPU by default",
     )
     tensor_parallel_size: int = _setting(1, "devices that share every layer")
     page_size: int = _setting(64, "token positions in one page of the KV cache")

@@ -124,7 +124,7 @@ def _readable(completion: CompletionOutput, *, inside: bool) -> Text:
     shown = Text()
     for thinking, piece in pieces:
         if shown and not thinking:
-            shown.append("\n")  # between thinking and answer
+            shown.append("\n\n")  # between thinking and answer
         shown.append(piece.rstrip("\n") if thinking else piece, style="dim" if thinking else "")
     if completion.finish_reason == "length":
         shown.append(f" ... (cut after {len(completion.token_ids)} tokens)", style="dim")

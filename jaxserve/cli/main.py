@@ -22,8 +22,6 @@ COMMANDS = {
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code, 2 for what is the user's to mend."""
-    # A note of transformers' that PyTorch is missing: its tokenizers, all that is used here, need none.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
         code = _run(sys.argv[1:] if words is None else words)
         sys.stdout.flush()

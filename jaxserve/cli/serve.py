@@ -32,6 +32,6 @@ def parser() -> Parser:
 
 def run(arguments: argparse.Namespace) -> None:
     config = engine_config(arguments)
-    from jaxserve.server import serve  # on demand, as the web framework takes a moment
+    from jaxserve.server.serve import run as serve  # on demand, as the web framework takes a moment
 
-    serve.run(config, host=arguments.host, port=arguments.port, served_model_name=arguments.served_model_name)
+    serve(config, host=arguments.host, port=arguments.port, served_model_name=arguments.served_model_name)

@@ -206,7 +206,6 @@ class AsyncEngine:
             for request_id, prompt in prompts.items():
                 self._engine.add(prompt, params, request_id=request_id, priority=priority)
         except InputError as error:
-            self._abort(prompts)
             self._post(self._refuse, prompts, error)
 
     def _abort(self, request_ids: Iterable[str]) -> None:
