@@ -11,7 +11,7 @@ from jaxserve.engine.engine import Engine
 from jaxserve.engine.input_processor import Prompt
 from jaxserve.errors import InputError
 from jaxserve.outputs import RequestOutput
-from jaxserve.progress import StartupProgress
+from jaxserve.progress import ProgressBars
 from jaxserve.sampling_params import SamplingParams
 
 Message = dict[str, Any]
@@ -23,12 +23,14 @@ class LLM:
         with LLM() as llm:
             print(llm.chat([{"role": "user", "content": "What is 27+45?"}])[0].outputs[0].text)
 
-    `settings` are the fields of `EngineConfig`. Not thread-safe; a server uses `server.AsyncEngine`.
+    `progress` shows bars on a terminal; `settings` are the fields of `EngineConfig`. Not thread-safe: a server uses
+    `server.AsyncEngine`.
     """
 
     def __init__(self, model: str | None = None, *, progress: bool = True, **settings: Any):
         config = EngineConfig.from_settings({"model": model} | settings)
-        with StartupProgress(enabled=progress) as bars:
+        self._progress = progress
+        with ProgressBars(enabled=progress) as bars:
             self.engine = Engine(config, bars)
         self._ids = itertools.count()
         self._boxes: dict[str, deque[RequestOutput]] = {}  # of each running request, what its caller has not taken yet
@@ -49,11 +51,16 @@ class LLM:
         prompts = [prompts] if isinstance(prompts, str | dict) else list(prompts)
         ids = self._add(prompts, sampling_params, priority)
         outputs: dict[str, RequestOutput] = {}
-        for delta in self._deltas(ids):
-            if delta.request_id in outputs:
-                outputs[delta.request_id].extend(delta)
-            else:
-                outputs[delta.request_id] = delta
+        finished = 0
+        with ProgressBars(enabled=self._progress) as bars:
+            for delta in self._deltas(ids):
+                if delta.request_id in outputs:
+                    outputs[delta.request_id].extend(delta)
+                else:
+                    outputs[delta.request_id] = delta
+                if delta.finished:
+                    finished += 1
+                    bars("requests", finished, len(ids))
         return [outputs[request_id] for request_id in ids]
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[RequestOutput]:

@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 
-class StartupProgress:
-    """A bar for each stage of an engine's start; call it with a stage, how much is done and how much there is."""
+class ProgressBars:
+    """A bar for each stage of long work; call it with a stage, how much is done and how much there is."""
 
     def __init__(self, *, enabled: bool = True):
         console = Console(stderr=True)
@@ -27,7 +27,7 @@ class StartupProgress:
             self._tasks[stage] = self._progress.add_task(stage, total=total)
         self._progress.update(self._tasks[stage], completed=done)
 
-    def __enter__(self) -> "StartupProgress":
+    def __enter__(self) -> "ProgressBars":
         self._progress.start()
         return self
 

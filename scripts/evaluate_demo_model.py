@@ -27,13 +27,25 @@ DEMANDED = 0.95
 FIRST_QUESTIONS = ("Hello!", "Who are you?", "What can you do?", "What is 27+45?", "What is the capital of France?")
 
 
+TASKS = {
+    "chat": demo_tasks.chat,
+    "arithmetic": demo_tasks.arithmetic,
+    "facts": demo_tasks.facts,
+    "tool call": demo_tasks.tools,
+    "tool answer": demo_tasks.tools,
+    "json": demo_tasks.to_json,
+    "repeat": demo_tasks.repeat,
+    "code word": demo_tasks.recall,
+    "code word, far": lambda rng: demo_tasks.recall(rng, rng.randint(*FAR_WORDS)),
+}
+
+
 def items_of(task: str, thinking: bool, count: int, seed: int) -> list[demo_tasks.Item]:
     """`count` held-out items, the same for the same seed."""
     rng = random.Random(f"evaluation {seed} {task} {thinking}")
-    makers = {name: maker for name, (_, maker) in demo_tasks.MAKERS.items()}
-    makers["code word, far"] = lambda rng: demo_tasks.recall(rng, rng.randint(*FAR_WORDS))
-    drawn = (demo_tasks.draw(rng, held_out=True, maker=makers[task]) for _ in itertools.count())
-    return list(itertools.islice((item for item in drawn if item.thinking == thinking), count))
+    drawn = (demo_tasks.draw(rng, held_out=True, maker=TASKS[task]) for _ in itertools.count())
+    wanted = (item for item in drawn if item.thinking == thinking and task.startswith(item.task))
+    return list(itertools.islice(wanted, count))
 
 
 def answer_of(text: str) -> str:
@@ -55,16 +67,16 @@ def main() -> int:
     greedy = SamplingParams(temperature=0.0, max_tokens=ANSWER_TOKENS)
     outcomes: dict[tuple[str, bool], list[bool]] = collections.defaultdict(list)
     longest = 0
-    for task, thinking in itertools.product([*demo_tasks.MAKERS, "code word, far"], (True, False)):
+    for task, thinking in itertools.product(TASKS, (True, False)):
         items = items_of(task, thinking, arguments.items, arguments.seed)
         prompts = [llm.render_chat(item.messages, tools=item.tools, enable_thinking=thinking) for item in items]
         longest = max(longest, *(len(prompt["prompt_token_ids"]) for prompt in prompts))
         for item, output in zip(items, llm.generate(prompts, greedy), strict=True):
             text = output.outputs[0].text
             right = answer_of(text) == item.answer
-            outcomes[task if task == "code word, far" else item.task, thinking].append(right)
+            outcomes[task, thinking].append(right)
             if arguments.show_wrong and not right:
-                print(f"{item.task}: {item.messages[-1]['content'][-200:]!r}")
+                print(f"{task}: {item.messages[-1]['content'][-200:]!r}")
                 print(f"  wanted {item.answer!r}\n  got    {text!r}")
     print(f"{'task':16}{'thinking':>10}{'items':>8}{'right':>8}{'share':>9}")
     for (task, thinking), right in outcomes.items():

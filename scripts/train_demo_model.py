@@ -1,10 +1,10 @@
 """Train jaxserve's demo model from nothing, on text that this script makes itself.
 
-The model is what `LLM()` loads when it is given no directory: a Qwen3 of two million parameters that chats a little,
+The model is what `LLM()` loads when it is given no directory: a Qwen3 of 1.4 million parameters that chats a little,
 adds and subtracts, knows a few facts, calls tools, writes JSON and remembers a code word. Training needs no download
 and no accelerator. Stopped at any time, it continues from its last checkpoint when it is started again.
 
-    .venv/bin/python scripts/train_demo_model.py --out /tmp/demo_model --minutes 40
+    .venv/bin/python scripts/train_demo_model.py --out /tmp/demo_model
     .venv/bin/python scripts/evaluate_demo_model.py --model /tmp/demo_model
 """
 
@@ -168,11 +168,11 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
 # --- batches ---------------------------------------------------------------------------------------------------------
 
 SHORT_ROWS, SHORT_LENGTH = 4, 416
-COPY_STEPS, COPY_SHARE = (
-    1500,
-    0.35,
-)  # the first steps dwell on repeating words: most tasks wait for copying to be learned
-LONG_EVERY, LONG_LENGTHS = 4, (1024, 1024, 1024, 2048)  # now and then a long row: finding a word takes few of them
+COPY_STEPS = (
+    1500  # half of the tasks wait for copying, so the first steps dwell on it; the others on tools, the hardest
+)
+DWELL_SHARE = 0.25  # of the items, besides the tasks' own shares
+LONG_EVERY, LONG_LENGTHS = 2, (1024, 1024, 1024, 2048)  # between steps a long row, as soon as words can be copied
 WAITING = 6
 WORDS_PER_TOKEN = 0.85  # of filler, so that a long row's prompt fills it
 
@@ -222,10 +222,11 @@ def step_batch(tokenizer: PreTrainedTokenizerFast, seed: int, step: int, *, held
     """Step `step`'s batch, which depends on nothing else: rows of short items, at times a long one."""
     rng = random.Random(f"{seed} {step} {held_out}")
     copying = step < COPY_STEPS and not held_out
+    dwell = demo_tasks.repeat if copying else demo_tasks.tools
 
     def items() -> Iterator[demo_tasks.Item]:
         while True:
-            maker = demo_tasks.repeat if copying and rng.random() < COPY_SHARE else None
+            maker = dwell if rng.random() < DWELL_SHARE else None
             yield demo_tasks.draw(rng, held_out=held_out, maker=maker)
 
     mixed = items()
@@ -408,7 +409,7 @@ def parse_arguments() -> argparse.Namespace:
         default=Path("demo_checkpoints"),
         help="where to keep checkpoints and continue from; remove it to start anew (%(default)s)",
     )
-    parser.add_argument("--minutes", type=float, default=40.0, help="training time, over all restarts (%(default)s)")
+    parser.add_argument("--minutes", type=float, default=60.0, help="training time, over all restarts (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the text (%(default)s)")
     return parser.parse_args()
 

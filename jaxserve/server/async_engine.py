@@ -49,7 +49,7 @@ class _Mailbox:
         await self.filled.wait()
         if self.error is None:
             self.filled.clear()
-        elif not self.deltas:
+        else:
             raise self.error
         taken, self.deltas = list(self.deltas.values()), {}
         return taken
@@ -206,6 +206,7 @@ class AsyncEngine:
             for request_id, prompt in prompts.items():
                 self._engine.add(prompt, params, request_id=request_id, priority=priority)
         except InputError as error:
+            self._abort(prompts)
             self._post(self._refuse, prompts, error)
 
     def _abort(self, request_ids: Iterable[str]) -> None:

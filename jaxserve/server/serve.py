@@ -10,7 +10,7 @@ from sse_starlette.sse import AppStatus
 
 from jaxserve.config import EngineConfig
 from jaxserve.errors import InputError
-from jaxserve.progress import StartupProgress
+from jaxserve.progress import ProgressBars
 from jaxserve.server.app import build_app
 from jaxserve.server.async_engine import AsyncEngine
 
@@ -23,7 +23,7 @@ def run(config: EngineConfig, *, host: str, port: int, served_model_name: str | 
     listener = _bind(host, port)  # first, since loading takes long
     from jaxserve.engine.engine import Engine  # here, since it brings JAX with it
 
-    with StartupProgress() as progress:
+    with ProgressBars() as progress:
         engine = Engine(config, progress)
     try:
         name = served_model_name or Path(str(engine.config.model)).resolve().name

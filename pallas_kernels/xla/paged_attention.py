@@ -25,7 +25,7 @@ class _Softmax(NamedTuple):
         return cls(jnp.full(rows, _MASKED, jnp.float32), jnp.zeros(rows, jnp.float32), jnp.zeros(q.shape, jnp.float32))
 
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> "_Softmax":
-        """Take in a page: `q` `[b, h, queries, d]`, `k` and `v` `[b, h, page, d]`, `visible` `[b, 1, queries, page]`."""
+        """Take in a page: `q` `[b, h, queries, d]`, `k` and `v` `[b, h, page, d]`, `visible` `[b, 1, queries, page]`"""
         precision = jax.lax.Precision.HIGHEST if k.dtype == jnp.float32 else None
         # What no query sees may be another sequence's leftovers, even NaN, which a weight of zero would let through.
         v = jnp.where(visible.any(axis=2)[..., None], v, 0)
