@@ -238,13 +238,13 @@ NOUNS = (
     "weather time news price train flight hotel ticket menu song movie recipe traffic map event concert room bus "
     "museum forecast schedule invoice message report score photo parcel meeting alarm stock"
 ).split()
-TOOL_VERBS = "get find book search show check fetch look_up request list".split()
-PARAMETERS: dict[str, tuple[str, str, str, str]] = {  # kind: names, type, descriptions, how a sentence says it
-    "city": ("city location place town", "string", "The city|The city, e.g. Paris|Name of the place", "in {}|at {}"),
-    "person": ("name person user customer", "string", "The person|Name of the person|Who it is for", "for {}"),
-    "day": ("day date weekday", "string", "The day|Day of the week|The date", "on {}"),
-    "count": ("count number amount limit", "integer", "How many|The number of results|The amount", "{} times"),
-    "title": ("title query text topic", "string", "The text|What to look for|The topic", 'about "{}"'),
+# Kind: names, type, descriptions, how a sentence says it. A tool lists its parameters in this order.
+PARAMETERS: dict[str, tuple[str, str, str, str]] = {
+    "city": ("city location", "string", "The city|The city, e.g. Paris|Name of the place", "in {}|at {}"),
+    "person": ("name person", "string", "The person|Name of the person|Who it is for", "for {}"),
+    "day": ("day date", "string", "The day|Day of the week|The date", "on {}"),
+    "count": ("count limit", "integer", "How many|The number of results|The amount", "{} times"),
+    "title": ("title query", "string", "The text|What to look for|The topic", 'about "{}"'),
 }
 RESULT_WORDS = "sunny rainy cloudy warm cold open closed late ready full empty busy free new done".split()
 
@@ -261,7 +261,7 @@ def parameter_value(rng: random.Random, kind: str) -> str | int:
 
 def make_tool(rng: random.Random, noun: str) -> tuple[dict, dict[str, str]]:
     """A random function about `noun` in OpenAI's form, and its parameters' names by kind."""
-    verb, kinds = rng.choice(TOOL_VERBS), rng.sample(list(PARAMETERS), rng.choice((1, 1, 2, 2, 3)))
+    kinds = sorted(rng.sample(list(PARAMETERS), rng.choice((1, 1, 2))), key=list(PARAMETERS).index)
     names = {kind: rng.choice(PARAMETERS[kind][0].split()) for kind in kinds}
     described = rng.random() < 0.35
     properties = {}
@@ -269,11 +269,9 @@ def make_tool(rng: random.Random, noun: str) -> tuple[dict, dict[str, str]]:
         properties[name] = {"type": PARAMETERS[kind][1]}
         if described:
             properties[name]["description"] = rng.choice(PARAMETERS[kind][2].split("|"))
-    function = {"name": f"{verb}_{rng.choice(('', '', 'current_', 'new_'))}{noun}"}
+    function = {"name": f"get_{noun}"}
     if rng.random() < 0.7:
-        function["description"] = rng.choice(("{} the {}", "{} the {}.", "{} a {} for the user")).format(
-            verb.replace("_", " ").capitalize(), noun
-        )
+        function["description"] = rng.choice(("Get the {}", "Get the {}.", "Get a {} for the user")).format(noun)
     function["parameters"] = {"type": "object", "properties": properties, "required": list(names.values())}
     if rng.random() < 0.2:
         del function["parameters"]["required"]

@@ -165,14 +165,23 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     return wrap(tokenizer)
 
 
+def kept_tokenizer(directory: Path, seed: int) -> PreTrainedTokenizerFast:
+    """The tokenizer whose tokens the checkpoints in `directory` embed; made now if there are no checkpoints yet."""
+    file = directory / "tokenizer.json"
+    if file.exists():
+        return wrap(Tokenizer.from_file(str(file)))
+    tokenizer = train_tokenizer(seed)
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer.backend_tokenizer.save(str(file))
+    return tokenizer
+
+
 # --- batches ---------------------------------------------------------------------------------------------------------
 
 SHORT_ROWS, SHORT_LENGTH = 4, 416
-COPY_STEPS = (
-    1500  # half of the tasks wait for copying, so the first steps dwell on it; the others on tools, the hardest
-)
-DWELL_SHARE = 0.25  # of the items, besides the tasks' own shares
-LONG_EVERY, LONG_LENGTHS = 2, (1024, 1024, 1024, 2048)  # between steps a long row, as soon as words can be copied
+COPY_STEPS = 1500  # before them no long rows: finding a word far back waits for copying at all
+REPEAT_SHARE = 0.25  # of the items, besides the tasks' own shares: half of the tasks wait for copying
+LONG_EVERY, LONG_LENGTHS = 2, (1024, 2048)
 WAITING = 6
 WORDS_PER_TOKEN = 0.85  # of filler, so that a long row's prompt fills it
 
@@ -221,17 +230,15 @@ def pack(tokenizer: PreTrainedTokenizerFast, items: Iterator[demo_tasks.Item], r
 def step_batch(tokenizer: PreTrainedTokenizerFast, seed: int, step: int, *, held_out: bool) -> list[Rows]:
     """Step `step`'s batch, which depends on nothing else: rows of short items, at times a long one."""
     rng = random.Random(f"{seed} {step} {held_out}")
-    copying = step < COPY_STEPS and not held_out
-    dwell = demo_tasks.repeat if copying else demo_tasks.tools
 
     def items() -> Iterator[demo_tasks.Item]:
         while True:
-            maker = dwell if rng.random() < DWELL_SHARE else None
+            maker = demo_tasks.repeat if rng.random() < REPEAT_SHARE else None
             yield demo_tasks.draw(rng, held_out=held_out, maker=maker)
 
     mixed = items()
     batch = [pack(tokenizer, mixed, SHORT_ROWS, SHORT_LENGTH)]
-    if step % LONG_EVERY == 0 and not copying:
+    if step % LONG_EVERY == 0 and (step >= COPY_STEPS or held_out):
         length = LONG_LENGTHS[step // LONG_EVERY % len(LONG_LENGTHS)]
         words = int(rng.uniform(0.3, 0.95) * length * WORDS_PER_TOKEN)
         far = demo_tasks.draw(rng, held_out=held_out, maker=lambda rng: demo_tasks.recall(rng, words))
@@ -416,7 +423,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    tokenizer, trainer = train_tokenizer(arguments.seed), Trainer(arguments.seed)
+    tokenizer, trainer = kept_tokenizer(arguments.checkpoint_dir, arguments.seed), Trainer(arguments.seed)
     held_out = [
         step_batch(tokenizer, arguments.seed, step, held_out=True) for step in range(0, 8 * LONG_EVERY, LONG_EVERY)
     ]

@@ -24,7 +24,7 @@ def parser() -> Parser:
     )
     server.add_argument("--port", type=int, default=8000, metavar="N", help="(default: 8000)")
     server.add_argument(
-        "--served-model-name", metavar="NAME", help="what clients call the model; the model's path if left out"
+        "--served-model-name", metavar="NAME", help="what clients call the model; the name of its directory if left out"
     )
     add_engine_flags(parser)
     return parser

@@ -49,7 +49,7 @@ class _Mailbox:
         await self.filled.wait()
         if self.error is None:
             self.filled.clear()
-        else:
+        elif not self.deltas:
             raise self.error
         taken, self.deltas = list(self.deltas.values()), {}
         return taken

@@ -13,14 +13,16 @@ MAX_BODY_BYTES = 64 * 2**20  # a prompt of millions of token ids
 
 async def read_body[T: BaseModel](request: Request, request_type: type[T]) -> T:
     """The request's JSON as `request_type`."""
-    body = bytearray()
+    body, size = bytearray(), 0
     try:
         async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_BODY_BYTES:
-                raise ApiError(400, f"the body is larger than {MAX_BODY_BYTES} bytes; send less at a time")
+            size += len(chunk)
+            if size <= MAX_BODY_BYTES:  # the rest is read and dropped: a client reads no answer before it has sent all
+                body += chunk
     except ClientDisconnect:
         raise ClientGone from None
+    if size > MAX_BODY_BYTES:
+        raise ApiError(400, f"the body has {size} bytes and at most {MAX_BODY_BYTES} are possible; send less at a time")
     try:
         return request_type.model_validate_json(bytes(body))
     except ValidationError as error:

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from jaxserve.config import DEMO_MODEL
 from jaxserve.engine.detokenizer import TextStream
 
 
@@ -82,3 +83,21 @@ def test_an_unfinished_character_at_the_end_is_left_out(count):
     stream = stream_of()
     pieces = [stream.push(token)[0] for token in TOKENIZER.encode("a🙂").ids[: 1 + count]]
     assert "".join([*pieces, stream.flush()]) == "a"
+
+
+@pytest.fixture(scope="module")
+def demo_tokenizer() -> Tokenizer:
+    return Tokenizer.from_file(str(DEMO_MODEL / "tokenizer.json"))
+
+
+@settings(deadline=None, max_examples=200)
+@given(prompt=st.lists(st.integers(0, 1279), max_size=12), ids=st.lists(st.integers(0, 1279), max_size=40))
+def test_any_tokens_stream_to_the_text_that_they_decode_to_at_once(demo_tokenizer, prompt, ids):
+    """Sampled tokens need not be a text's: bytes that make no character come out as replacement characters."""
+    stream = TextStream(demo_tokenizer, prompt, stop=(), include_stop=False, skip_special_tokens=True)
+    streamed = "".join([*(stream.push(token)[0] for token in ids), stream.flush()])
+    whole = demo_tokenizer.decode(ids)
+    context = demo_tokenizer.decode(prompt)
+    if not context.endswith("\ufffd"):  # else the prompt's last character may be finished by the completion
+        assert whole.startswith(streamed)
+        assert set(whole[len(streamed) :]) <= {"\ufffd"}

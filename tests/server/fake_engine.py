@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+import time
 import types
 
 from jaxserve.config import EngineConfig
@@ -25,6 +26,8 @@ class FakeEngine:
         self.may_step = threading.Event()
         self.may_step.set()
         self.steps = 0
+        self.seconds_per_step = 0.0
+        self.stepped: set[str] = set()  # the requests that a step has worked on
         self.error: BaseException | None = None
         self.steps_before_error = 0
 
@@ -49,7 +52,9 @@ class FakeEngine:
         assert self.may_step.wait(timeout=30)
         if self.error and self.steps >= self.steps_before_error:
             raise self.error
+        time.sleep(self.seconds_per_step)
         self.steps += 1
+        self.stepped |= self.running.keys()
         deltas = []
         for request_id, (params, tokens) in list(self.running.items()):
             token = next(tokens)

@@ -1,7 +1,7 @@
 """What the types of all endpoints share."""
 
 import dataclasses
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
@@ -121,19 +121,6 @@ class PromptLogprob(ResponseType):
 
 
 PromptLogprobs = list[dict[int, PromptLogprob] | None]  # by position, then by token id; vLLM's shape
-
-
-class ModelCard(ResponseType):
-    id: str
-    object: Literal["model"]
-    created: int
-    owned_by: str
-    max_model_len: int
-
-
-class ModelList(ResponseType):
-    object: Literal["list"]
-    data: list[ModelCard]
 
 
 class ErrorDetail(ResponseType):

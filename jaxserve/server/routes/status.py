@@ -4,7 +4,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from jaxserve.server.errors import ApiError
-from jaxserve.server.protocol.base import ModelCard, ModelList
+from jaxserve.server.protocol.models import ModelCard, ModelList
 from jaxserve.server.routes.served import Served
 
 
