@@ -10,7 +10,7 @@ from jaxserve.config import EngineConfig
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.input_processor import Prompt
 from jaxserve.errors import InputError
-from jaxserve.outputs import RequestOutput
+from jaxserve.outputs import RequestOutput, add_delta
 from jaxserve.progress import ProgressBars
 from jaxserve.sampling_params import SamplingParams
 
@@ -54,10 +54,7 @@ class LLM:
         finished = 0
         with ProgressBars(enabled=self._progress) as bars:
             for delta in self._deltas(ids):
-                if delta.request_id in outputs:
-                    outputs[delta.request_id].extend(delta)
-                else:
-                    outputs[delta.request_id] = delta
+                add_delta(outputs, delta)
                 if delta.finished:
                     finished += 1
                     bars("requests", finished, len(ids))

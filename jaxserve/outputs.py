@@ -74,3 +74,11 @@ class RequestOutput:
         self.metrics = delta.metrics
         if delta.prompt_logprobs is not None:
             self.prompt_logprobs = delta.prompt_logprobs
+
+
+def add_delta(outputs: dict[str, RequestOutput], delta: RequestOutput) -> None:
+    """Add `delta` to what `outputs` holds of its request, by request id."""
+    if delta.request_id in outputs:
+        outputs[delta.request_id].extend(delta)
+    else:
+        outputs[delta.request_id] = delta

@@ -180,8 +180,9 @@ def kept_tokenizer(directory: Path, seed: int) -> PreTrainedTokenizerFast:
 
 SHORT_ROWS, SHORT_LENGTH = 4, 416
 COPY_STEPS = 1500  # before them no long rows: finding a word far back waits for copying at all
-REPEAT_SHARE = 0.25  # of the items, besides the tasks' own shares: half of the tasks wait for copying
-LONG_EVERY, LONG_LENGTHS = 2, (1024, 2048)
+HARDEST = (demo_tasks.repeat, demo_tasks.tools)  # copying, which half of the tasks wait for, and finding what to copy
+HARDEST_SHARE = 0.25  # of the items, besides the tasks' own shares
+LONG_EVERY, LONG_LENGTHS = 1, (1024, 2048)
 WAITING = 6
 WORDS_PER_TOKEN = 0.85  # of filler, so that a long row's prompt fills it
 
@@ -233,7 +234,7 @@ def step_batch(tokenizer: PreTrainedTokenizerFast, seed: int, step: int, *, held
 
     def items() -> Iterator[demo_tasks.Item]:
         while True:
-            maker = demo_tasks.repeat if rng.random() < REPEAT_SHARE else None
+            maker = rng.choice(HARDEST) if rng.random() < HARDEST_SHARE else None
             yield demo_tasks.draw(rng, held_out=held_out, maker=maker)
 
     mixed = items()

@@ -51,5 +51,7 @@ class Request:
         return (self.priority, self.arrival)
 
     def token_ids(self, start: int, stop: int) -> list[int]:
-        """Known tokens of prompt and completion."""
-        return (self.prompt_token_ids + self.output_token_ids)[start:stop]
+        """Tokens `start` to `stop` of prompt and completion, all of them known."""
+        prompt = len(self.prompt_token_ids)
+        output = self.output_token_ids[max(0, start - prompt) : max(0, stop - prompt)]
+        return self.prompt_token_ids[start:stop] + output

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequenc
 from typing import TYPE_CHECKING, Any
 
 from jaxserve.errors import InputError
-from jaxserve.outputs import RequestOutput
+from jaxserve.outputs import RequestOutput, add_delta
 from jaxserve.sampling_params import SamplingParams
 
 if TYPE_CHECKING:  # they bring JAX with them
@@ -34,10 +34,7 @@ class _Mailbox:
     filled: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
 
     def put(self, delta: RequestOutput) -> None:
-        if delta.request_id in self.deltas:
-            self.deltas[delta.request_id].extend(delta)
-        else:
-            self.deltas[delta.request_id] = delta
+        add_delta(self.deltas, delta)
         self.filled.set()
 
     def fail(self, error: Exception) -> None:

@@ -19,7 +19,7 @@ class FakeEngine:
         self.config = EngineConfig(max_model_len=100)
         self.sampling_defaults = sampling_defaults
         self.tokenizer = None
-        self.inputs = types.SimpleNamespace(check=self._check)
+        self.inputs = types.SimpleNamespace(check=self._check, render_chat=lambda messages, **_: [1])
         self.running: dict[str, tuple[SamplingParams, itertools.count]] = {}
         self.added: list[tuple[str, SamplingParams, int]] = []  # id, settings, priority
         self.aborted: list[str] = []

@@ -50,10 +50,17 @@ def test_a_stream_that_the_engine_dies_in_ends_with_the_error() -> None:
         assert error(client.get("/health"), 503)["message"] == "the engine does not run; restart the server"
 
 
-def test_priority_and_the_models_recommendations_reach_the_engine() -> None:
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "x"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "max_tokens": 5}),
+    ],
+)
+def test_priority_and_the_models_recommendations_reach_the_engine(path: str, body: dict) -> None:
     fake = FakeEngine(temperature=0.5, top_p=0.25)
     with TestClient(build_app(AsyncEngine(fake), MODEL_NAME)) as client:
-        client.post("/v1/completions", json={"prompt": "x", "priority": -3, "top_p": 0.75})
+        assert client.post(path, json=body | {"priority": -3, "top_p": 0.75}).status_code == 200
     ((_, params, priority),) = fake.added
     assert (params.temperature, params.top_p, priority) == (0.5, 0.75, -3)
 

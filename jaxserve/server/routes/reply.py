@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from jaxserve.outputs import RequestOutput
+from jaxserve.outputs import RequestOutput, add_delta
 from jaxserve.server.async_engine import EngineDead
 from jaxserve.server.errors import as_api_error
 from jaxserve.server.incoming import while_connected
@@ -61,10 +61,7 @@ async def answer(
 async def _collect(deltas: Deltas) -> list[RequestOutput]:
     outputs: dict[str, RequestOutput] = {}
     async for delta in deltas:
-        if delta.request_id in outputs:
-            outputs[delta.request_id].extend(delta)
-        else:
-            outputs[delta.request_id] = delta
+        add_delta(outputs, delta)
     return list(outputs.values())
 
 

@@ -1,0 +1,56 @@
+"""Log-probabilities in their shapes, where the token is not the likeliest one."""
+
+import math
+
+import pytest
+
+from jaxserve import Logprob
+from jaxserve.server.logprobs import chat_logprobs, completion_logprobs, prompt_logprobs
+
+BROKEN = "\N{REPLACEMENT CHARACTER}"
+# The token 5 was taken. As the engine has it: first the token, then more likely ones than anybody asked for.
+POSITION = {
+    5: Logprob(-4.0, 9, "é"),
+    7: Logprob(-0.5, 1, "a"),
+    2: Logprob(-1.5, 2, BROKEN),
+    3: Logprob(-2.5, 3, BROKEN),
+}
+
+
+def test_chat_lists_the_likeliest_in_order_and_the_token_apart() -> None:
+    (entry,) = chat_logprobs([5], [POSITION], 2).content
+    assert (entry.token, entry.logprob, entry.bytes) == ("é", -4.0, [0xC3, 0xA9])
+    assert [(top.token, top.logprob) for top in entry.top_logprobs] == [("a", -0.5), (BROKEN, -1.5)]
+    assert [top.bytes for top in entry.top_logprobs] == [[97], None]  # nobody knows the bytes of half a character
+
+
+def test_chat_lists_the_token_among_the_likeliest_in_its_place() -> None:
+    (entry,) = chat_logprobs([3], [{3: POSITION[3], 7: POSITION[7], 2: POSITION[2]}], 3).content
+    assert [top.logprob for top in entry.top_logprobs] == [-0.5, -1.5, -2.5]
+
+
+def test_completions_list_the_token_and_the_likeliest_by_text() -> None:
+    logprobs = completion_logprobs([1, 5], [None, POSITION], 3, 10, lambda token_ids: f"<{token_ids[0]}>")
+    assert logprobs.tokens == ["<1>", "é"]
+    assert logprobs.text_offset == [10, 13]
+    assert logprobs.token_logprobs == [None, -4.0]
+    assert logprobs.top_logprobs == [None, {"é": -4.0, "a": -0.5, BROKEN: -1.5}]  # the likelier of two that look alike
+    assert completion_logprobs([5], [POSITION], 1, 0, str).top_logprobs == [{"é": -4.0, "a": -0.5}]
+
+
+def test_prompts_list_the_token_and_the_likeliest_by_id() -> None:
+    first, second = prompt_logprobs([1, 5], [None, POSITION], 1)
+    assert first is None
+    assert {token: (found.logprob, found.rank, found.decoded_token) for token, found in second.items()} == {
+        5: (-4.0, 9, "é"),
+        7: (-0.5, 1, "a"),
+    }
+
+
+@pytest.mark.parametrize("decoded", ["x", None])
+def test_what_cannot_be_is_a_number_that_json_has(decoded: str | None) -> None:
+    impossible = {5: Logprob(-math.inf, 100, decoded)}
+    (entry,) = chat_logprobs([5], [impossible], 0).content
+    assert (entry.token, entry.logprob) == (decoded or "", -9999.0)
+    assert completion_logprobs([5], [impossible], 0, 0, str).token_logprobs == [-9999.0]
+    assert prompt_logprobs([5], [impossible], 0)[0][5].logprob == -9999.0
