@@ -40,12 +40,17 @@ TASKS = {
 }
 
 
-def items_of(task: str, thinking: bool, count: int, seed: int) -> list[demo_tasks.Item]:
-    """`count` held-out items, the same for the same seed."""
+def items_of(llm: LLM, task: str, thinking: bool, count: int, seed: int) -> list[tuple[demo_tasks.Item, list[int]]]:
+    """`count` held-out items with their prompts' tokens, the same for the same seed; only such as fit the context."""
     rng = random.Random(f"evaluation {seed} {task} {thinking}")
     drawn = (demo_tasks.draw(rng, held_out=True, maker=TASKS[task]) for _ in itertools.count())
     wanted = (item for item in drawn if item.thinking == thinking and task.startswith(item.task))
-    return list(itertools.islice(wanted, count))
+    rendered = (
+        (item, llm.render_chat(item.messages, tools=item.tools, enable_thinking=thinking)["prompt_token_ids"])
+        for item in wanted
+    )
+    longest = llm.engine.config.max_model_len - ANSWER_TOKENS
+    return list(itertools.islice((pair for pair in rendered if len(pair[1]) <= longest), count))
 
 
 def answer_of(text: str) -> str:
@@ -55,7 +60,7 @@ def answer_of(text: str) -> str:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="model directory; without it, the demo model that comes with jaxserve")
-    parser.add_argument("--items", type=int, default=100, help="per task, with thinking and without (%(default)s)")
+    parser.add_argument("--items", type=int, default=200, help="per task, with thinking and without (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the items (%(default)s)")
     parser.add_argument("--show-wrong", action="store_true", help="print what was wanted and what came")
     return parser.parse_args()
@@ -68,10 +73,10 @@ def main() -> int:
     outcomes: dict[tuple[str, bool], list[bool]] = collections.defaultdict(list)
     longest = 0
     for task, thinking in itertools.product(TASKS, (True, False)):
-        items = items_of(task, thinking, arguments.items, arguments.seed)
-        prompts = [llm.render_chat(item.messages, tools=item.tools, enable_thinking=thinking) for item in items]
-        longest = max(longest, *(len(prompt["prompt_token_ids"]) for prompt in prompts))
-        for item, output in zip(items, llm.generate(prompts, greedy), strict=True):
+        items, prompts = zip(*items_of(llm, task, thinking, arguments.items, arguments.seed), strict=True)
+        longest = max(longest, *map(len, prompts))
+        outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], greedy)
+        for item, output in zip(items, outputs, strict=True):
             text = output.outputs[0].text
             right = answer_of(text) == item.answer
             outcomes[task, thinking].append(right)
