@@ -29,7 +29,7 @@ class _Group:
     prompt_token_ids: list[int]
     metrics: RequestMetrics
     requests: list[Request] = dataclasses.field(default_factory=list)
-    prompt_logprobs: list[Logprobs | None] | None = None
+    prompt_logprobs: list[Logprobs | None] = dataclasses.field(default_factory=list)  # the first sequence's, so far
 
     @property
     def finished(self) -> bool:
@@ -187,7 +187,8 @@ class Engine:
             group, RequestOutput(group.request_id, group.prompt, group.prompt_token_ids, [], group.metrics)
         )
         delta.outputs.append(added)
-        delta.prompt_logprobs, group.prompt_logprobs = delta.prompt_logprobs or group.prompt_logprobs, None
+        if live.index == 0:  # whose they are, so that they are whole
+            delta.prompt_logprobs, group.prompt_logprobs = group.prompt_logprobs or None, []
         if added.finish_reason:
             self.scheduler.finish(request)
             del self._live[request]
@@ -233,7 +234,7 @@ class Engine:
             request, wanted = chunk.request, chunk.request.params.prompt_logprobs
             live = self._live.get(request)
             if wanted is not None and live and live.index == 0 and not request.output_token_ids:
-                if chunk.start == 0 or live.group.prompt_logprobs is None:
+                if chunk.start == 0:
                     live.group.prompt_logprobs = [None]  # nothing comes before the first token
                 for position in range(chunk.start, min(chunk.start + chunk.count, len(request.prompt_token_ids) - 1)):
                     token = request.prompt_token_ids[position + 1]

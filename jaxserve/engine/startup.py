@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -20,7 +19,7 @@ from jaxserve.parallel.mesh import make_mesh
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.compilation import use_persistent_cache
 from jaxserve.runner.kv_cache import page_bytes
-from jaxserve.runner.memory import plan_pages, working_bytes
+from jaxserve.runner.memory import array_bytes, plan_pages, working_bytes
 from jaxserve.runner.runner import Runner
 
 OnProgress = Callable[[str, int, int], None]  # stage, done, total
@@ -124,7 +123,7 @@ def _resolve(
         device=devices.flat[0],
         devices=devices.size,
         utilization=config.gpu_memory_utilization,
-        weight_bytes=sum(array.nbytes for array in jax.tree.leaves(weights)),
+        weight_bytes=array_bytes(weights),
         working_bytes=working_bytes(model, buckets(), dtype.itemsize),
     )
     held = num_pages * config.page_size

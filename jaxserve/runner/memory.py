@@ -1,6 +1,7 @@
 """How many pages fit."""
 
 import os
+from typing import Any
 
 import jax
 
@@ -10,6 +11,11 @@ from jaxserve.runner.buckets import Buckets
 
 _CPU_CACHE_BYTES = 4 * 2**30
 _GIB = 2**30
+
+
+def array_bytes(arrays: Any) -> int:
+    """Bytes of all arrays of a tree, over all devices."""
+    return sum(array.nbytes for array in jax.tree.leaves(arrays))
 
 
 def plan_pages(

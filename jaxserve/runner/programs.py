@@ -68,7 +68,7 @@ class Programs:
         page_size: int,
         max_logprobs: int,
     ):
-        self._graph, self._weights_tree, self._config, self._mesh = graph, weights_tree, config, mesh
+        self._graph, self._weights_tree, self._mesh = graph, weights_tree, mesh
         self._page_size = page_size
         self._max_logprobs = min(max_logprobs, config.vocab_size)
         self._scale = config.head_dim**-0.5

@@ -14,6 +14,7 @@ from jaxserve.parallel.mesh import sharding
 from jaxserve.runner.buckets import Buckets, PrefillBucket
 from jaxserve.runner.compilation import compile_all
 from jaxserve.runner.kv_cache import KVCache
+from jaxserve.runner.memory import array_bytes
 from jaxserve.runner.programs import DeviceState, Programs, SlotState
 from jaxserve.runner.step_batch import DecodeArrays, PrefillArrays, StepBatch, StepResult, VocabRow
 
@@ -74,13 +75,13 @@ class Runner:
     @property
     def weight_bytes_per_step(self) -> int:
         """Bytes of the parameters that every step reads: all but an untied embedding table, of which it reads rows."""
-        return _bytes(self._weights) - _bytes(self._untied_table)
+        return array_bytes(self._weights) - array_bytes(self._untied_table)
 
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of one position's keys and values in all layers."""
         pages, _, page_size, _ = self.state.cache.k[0].shape
-        return _bytes(self.state.cache) // (pages * page_size)
+        return array_bytes(self.state.cache) // (pages * page_size)
 
     @staticmethod
     def collect(result: StepResult, *, logprobs: bool, prompt_logprobs: bool) -> StepResult:
@@ -123,7 +124,3 @@ class Runner:
         row = VocabRow(np.int32(0), np.zeros(size, bool), np.zeros(size, np.int32), np.zeros(size, np.float32))
         load = jax.jit(Programs.load_vocab_row, donate_argnums=0, in_shardings=(None, whole), out_shardings=whole)
         return load.lower(self.state.slots.vocab, row).compile()
-
-
-def _bytes(arrays: Any) -> int:
-    return sum(array.nbytes for array in jax.tree.leaves(arrays))

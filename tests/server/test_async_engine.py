@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from jaxserve import InputError, RequestOutput, SamplingParams
+from jaxserve.outputs import add_delta
 from jaxserve.server.async_engine import AsyncEngine, EngineDead
 from tests.server.fake_engine import FakeEngine
 
@@ -20,10 +21,7 @@ ENDLESS = SamplingParams(max_tokens=None)
 async def collected(deltas: AsyncIterator[RequestOutput]) -> dict[str, RequestOutput]:
     outputs: dict[str, RequestOutput] = {}
     async for delta in deltas:
-        if delta.request_id in outputs:
-            outputs[delta.request_id].extend(delta)
-        else:
-            outputs[delta.request_id] = delta
+        add_delta(outputs, delta)
     return outputs
 
 
