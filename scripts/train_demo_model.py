@@ -270,19 +270,19 @@ def causal_attend(segments: jax.Array) -> Attend:
     """Dense causal attention within segments, query block by query block: what a block cannot see costs nothing."""
 
     @jax.checkpoint  # scores are recomputed in the backward pass; of long rows they would not fit into the caches
-    def block(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
+    def block(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array, scale: float) -> jax.Array:
         grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[3])
-        scores = jnp.einsum("btkgd,bskd->bkgts", grouped, k, preferred_element_type=jnp.float32) * q.shape[3] ** -0.5
+        scores = jnp.einsum("btkgd,bskd->bkgts", grouped, k, preferred_element_type=jnp.float32) * scale
         weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, -1e9), axis=-1).astype(v.dtype)
         return jnp.einsum("bkgts,bskd->btkgd", weights, v).reshape(q.shape)
 
-    def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, *, scale: float) -> jax.Array:
         blocks = []
         for start in range(0, q.shape[1], QUERY_BLOCK):
             rows, seen = slice(start, min(start + QUERY_BLOCK, q.shape[1])), slice(min(start + QUERY_BLOCK, q.shape[1]))
             causal = np.arange(q.shape[1])[rows, None] >= np.arange(q.shape[1])[None, seen]
             visible = causal & (segments[:, rows, None] == segments[:, None, seen])
-            blocks.append(block(q[:, rows], k[:, seen], v[:, seen], visible))
+            blocks.append(block(q[:, rows], k[:, seen], v[:, seen], visible, scale))
         return jnp.concatenate(blocks, axis=1)
 
     return attend
@@ -298,7 +298,7 @@ def token_losses(model: Qwen3ForCausalLM, rows: dict[str, jax.Array]) -> tuple[j
 def optimizer(muon_rate: float = 0.02, adam_rate: float = 0.005) -> optax.GradientTransformation:
     """Muon (Jordan et al., 2024) for the layers' matrices, Adam for the embedding and the norms.
 
-    The rates are the highest ones; training scales the updates by its schedule, which follows the clock.
+    The rates are the highest ones; training scales the updates by its schedule.
     """
 
     def dimensions(params: Any) -> Any:
@@ -317,7 +317,7 @@ def optimizer(muon_rate: float = 0.02, adam_rate: float = 0.005) -> optax.Gradie
 
 
 def schedule(progress: float) -> float:
-    """The learning rate's share at a share of the training time: a short rise, a plateau, a straight fall."""
+    """The learning rate's share at a share of the training steps: a short rise, a plateau, a straight fall."""
     return max(0.0, min(progress / 0.02, 1.0, (1.0 - progress) / 0.65))
 
 
@@ -417,7 +417,7 @@ def parse_arguments() -> argparse.Namespace:
         default=Path("demo_checkpoints"),
         help="where to keep checkpoints and continue from; remove it to start anew (%(default)s)",
     )
-    parser.add_argument("--minutes", type=float, default=60.0, help="training time, over all restarts (%(default)s)")
+    parser.add_argument("--steps", type=int, default=10_500, help="training steps, over all restarts (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the text (%(default)s)")
     return parser.parse_args()
 
@@ -433,13 +433,12 @@ def main() -> None:
         if (latest := manager.latest_step()) is not None:
             trainer.state = manager.restore(latest, args=ocp.args.StandardRestore(trainer.state))
             print(f"continuing from step {latest} in {arguments.checkpoint_dir}")
-        state, limit = trainer.state, arguments.minutes * 60
+        state = trainer.state
         tokens, reported, saved, began = 0, state["seconds"], state["seconds"], time.monotonic() - state["seconds"]
         print(f"{'minute':>6}  {'step':>6}  {'tokens/s':>8}  {'loss':>7}  right to the last token, of held-out items")
-        for batch in batches(tokenizer, arguments.seed, int(state["step"])):
-            if state["seconds"] >= limit:
-                break
-            loss = float(trainer.train_step(batch, state["seconds"] / limit))
+        first = int(state["step"])
+        for batch in itertools.islice(batches(tokenizer, arguments.seed, first), max(0, arguments.steps - first)):
+            loss = float(trainer.train_step(batch, state["step"] / arguments.steps))
             state["seconds"] = time.monotonic() - began
             tokens += sum(rows.tokens.size for rows in batch)
             if state["seconds"] - reported > 120:
@@ -455,7 +454,10 @@ def main() -> None:
         manager.save(int(state["step"]), args=ocp.args.StandardSave(state), force=True)
     export(trainer, tokenizer, arguments.out)
     size = sum(path.stat().st_size for path in arguments.out.iterdir()) / 1e6
-    print(f"wrote {arguments.out}: {size:.1f} MB after {state['step']} steps; evaluate_demo_model.py measures it")
+    print(
+        f"wrote {arguments.out}: {size:.1f} MB after {state['step']} steps and {state['seconds'] / 60:.0f} minutes; "
+        "evaluate_demo_model.py measures it"
+    )
 
 
 if __name__ == "__main__":

@@ -16,10 +16,22 @@ class Attend(Protocol):
     """Stores one layer's keys and values and attends to all that the queries may see.
 
     `q` `[..., tokens, heads, head_dim]`, `k` and `v` `[..., tokens, kv_heads, head_dim]`, rotated already; the result
-    has `q`'s shape and dtype. Query head `h` belongs to KV head `h // (heads // kv_heads)`.
+    has `q`'s shape and dtype. Query head `h` belongs to KV head `h // (heads // kv_heads)`. `scale`, `window`,
+    `soft_cap` and `sinks` are `pallas_kernels.xla.paged_attention`'s.
     """
 
-    def __call__(self, layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array: ...
+    def __call__(
+        self,
+        layer: int,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        *,
+        scale: float,
+        window: int | None = None,
+        soft_cap: float | None = None,
+        sinks: jax.Array | None = None,
+    ) -> jax.Array: ...
 
 
 class Attention(nnx.Module):
@@ -66,5 +78,5 @@ class Attention(nnx.Module):
         k, v = qkv[..., self.group, :], qkv[..., self.group + 1, :]
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        out = attend(layer, apply_rope(q, *rope), apply_rope(k, *rope), v)
+        out = attend(layer, apply_rope(q, *rope), apply_rope(k, *rope), v, scale=self.head_dim**-0.5)
         return self.o(out.reshape(*x.shape[:-1], -1))

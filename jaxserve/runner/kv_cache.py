@@ -1,5 +1,6 @@
 """The page pool's arrays, and the attention that a model runs over them."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -67,39 +68,50 @@ class PagedAttend:
         offsets: jax.Array,
         *,
         mesh: Mesh,
-        scale: float,
         tile_size: int = 0,
     ):
         self._k, self._v = list(cache.k), list(cache.v)
         self._rows, self._page_ids, self._offsets = rows, page_ids, offsets
-        self._mesh, self._scale, self._tile_size = mesh, scale, tile_size
+        self._mesh, self._tile_size = mesh, tile_size
 
     @property
     def cache(self) -> KVCache:
         return KVCache(tuple(self._k), tuple(self._v))
 
-    def __call__(self, layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    def __call__(
+        self,
+        layer: int,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        *,
+        scale: float,
+        window: int | None = None,
+        soft_cap: float | None = None,
+        sinks: jax.Array | None = None,
+    ) -> jax.Array:
         whole = PartitionSpec()
-        heads = (_HEADS,) * 5
         run = jax.shard_map(
-            self._on_one_device,
+            partial(self._on_one_device, scale=scale, window=window, soft_cap=soft_cap),
             mesh=self._mesh,
-            in_specs=(*heads, jax.tree.map(lambda _: whole, self._rows), whole, whole),
+            in_specs=((_HEADS,) * 5, PartitionSpec(TENSOR), whole),
             out_specs=(_HEADS, _HEADS, _HEADS),
             check_vma=False,
         )
-        out, self._k[layer], self._v[layer] = run(
-            q, k, v, self._k[layer], self._v[layer], self._rows, self._page_ids, self._offsets
-        )
+        heads = (q, k, v, self._k[layer], self._v[layer])
+        out, self._k[layer], self._v[layer] = run(heads, sinks, (self._rows, self._page_ids, self._offsets))
         return out
 
-    def _on_one_device(self, q, k, v, k_pages, v_pages, rows, page_ids, offsets):
+    def _on_one_device(self, heads, sinks, places, **variant):
+        q, k, v, k_pages, v_pages = heads
+        rows, page_ids, offsets = places
+        variant["sinks"] = sinks
         k_pages = write_pages(k_pages, k, page_ids, offsets)
         v_pages = write_pages(v_pages, v, page_ids, offsets)
         if isinstance(rows, DecodeRows):
-            out = paged_decode_attention(q, k_pages, v_pages, rows.page_table, rows.lengths, scale=self._scale)
+            out = paged_decode_attention(q[:, None], k_pages, v_pages, rows.page_table, rows.lengths, **variant)[:, 0]
         else:
             out = paged_prefill_attention(
-                q, k_pages, v_pages, rows.page_table, rows.tiles, tile_size=self._tile_size, scale=self._scale
+                q, k_pages, v_pages, rows.page_table, rows.tiles, tile_size=self._tile_size, **variant
             )
         return out, k_pages, v_pages

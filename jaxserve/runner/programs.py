@@ -71,7 +71,6 @@ class Programs:
         self._graph, self._weights_tree, self._mesh = graph, weights_tree, mesh
         self._page_size = page_size
         self._max_logprobs = min(max_logprobs, config.vocab_size)
-        self._scale = config.head_dim**-0.5
 
     def decode(
         self, weights: list[jax.Array], state: DeviceState, batch: DecodeArrays
@@ -141,7 +140,7 @@ class Programs:
         page_ids = page_table[owners, jnp.maximum(positions, 0) // self._page_size]
         page_ids = jnp.where(positions >= 0, page_ids, cache.k[0].shape[0])  # outside the pool: padding writes nothing
         offsets = jnp.maximum(positions, 0) % self._page_size
-        return PagedAttend(cache, rows, page_ids, offsets, mesh=self._mesh, scale=self._scale, tile_size=tile_size)
+        return PagedAttend(cache, rows, page_ids, offsets, mesh=self._mesh, tile_size=tile_size)
 
     def _sample(
         self, model, hidden, lengths, slots, counted_slots, sampling, vocab, needs

@@ -20,8 +20,30 @@ def logits(model: tuple[nnx.GraphDef, nnx.State], token_ids: list[int]) -> np.nd
     """Float32 logits `[tokens, vocab]` after each token, with plain causal attention."""
     graph, state = model
 
-    def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return jax.nn.dot_product_attention(q, k, v, is_causal=True)
+    def attend(
+        layer: int,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        *,
+        scale: float,
+        window: int | None = None,
+        soft_cap: float | None = None,
+        sinks: jax.Array | None = None,
+    ) -> jax.Array:
+        position = jnp.arange(q.shape[1])
+        visible = position[:, None] >= position
+        if window is not None:
+            visible &= position[:, None] - position < window
+        k, v = (jnp.repeat(heads, q.shape[2] // heads.shape[2], axis=2) for heads in (k, v))
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * scale
+        if soft_cap is not None:
+            scores = soft_cap * jnp.tanh(scores / soft_cap)
+        scores = jnp.where(visible, scores, -jnp.inf)
+        if sinks is not None:
+            scores = jnp.concatenate([scores, jnp.broadcast_to(sinks[:, None], scores.shape[:-1])[..., None]], axis=-1)
+        weights = jax.nn.softmax(scores, axis=-1)[..., : len(position)]
+        return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
 
     @jax.jit
     def run(state: nnx.State, tokens: jax.Array) -> jax.Array:

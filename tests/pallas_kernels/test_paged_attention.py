@@ -37,12 +37,29 @@ class Pool:
         self.k, self.v = jnp.asarray(pages, dtype)
 
 
-def reference(q: np.ndarray, keys: np.ndarray, values: np.ndarray, scale: float) -> np.ndarray:
-    """One query `[heads, head_dim]` over `[positions, kv_heads, head_dim]`, in float64."""
+def reference(
+    q: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+    *,
+    scale: float,
+    window: int | None,
+    soft_cap: float | None,
+    sinks: np.ndarray | None,
+) -> np.ndarray:
+    """One query `[heads, head_dim]` over all of `[positions, kv_heads, head_dim]`, the last its own, in float64."""
     group = q.shape[0] // keys.shape[1]
+    if not len(keys):
+        return np.zeros((q.shape[0], values.shape[-1]))
+    keys, values = keys[-window:] if window else keys, values[-window:] if window else values
     scores = np.einsum("hd,phd->hp", q, np.repeat(keys, group, axis=1)) * scale
+    if soft_cap is not None:
+        scores = soft_cap * np.tanh(scores / soft_cap)
+    if sinks is not None:
+        scores = np.concatenate([scores, sinks[:, None]], axis=1)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return np.einsum("hp,phd->hd", weights / weights.sum(axis=-1, keepdims=True), np.repeat(values, group, axis=1))
+    weights = (weights / weights.sum(axis=-1, keepdims=True))[:, : len(keys)]
+    return np.einsum("hp,phd->hd", weights, np.repeat(values, group, axis=1))
 
 
 shapes = {
@@ -51,30 +68,45 @@ shapes = {
     "head_dim": st.sampled_from([16, 40, 80]),
     "page_size": st.sampled_from([8, 16, 64]),
     "dtype": st.sampled_from(["float32", "bfloat16"]),
+    "window": st.sampled_from([None, None, 1, 7, 16, 50]),
+    "soft_cap": st.sampled_from([None, None, 2.0]),
+    "with_sinks": st.booleans(),
     "seed": st.integers(0, 1000),
 }
 
 
-@settings(max_examples=15, deadline=None)
-@given(lengths=st.lists(st.sampled_from([0, 1, 7, 8, 16, 17, 63, 64, 65, 130]), min_size=1, max_size=4), **shapes)
+def variant_of(rng, heads: int, head_dim: int, window, soft_cap, with_sinks: bool) -> dict:
+    sinks = rng.normal(size=heads).astype(np.float32) if with_sinks else None
+    return {"scale": head_dim**-0.5, "window": window, "soft_cap": soft_cap, "sinks": sinks}
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.sampled_from([0, 1, 7, 8, 16, 17, 63, 64, 65, 130]), min_size=1, max_size=4),
+    queries=st.sampled_from([1, 1, 2, 5]),
+    **shapes,
+)
 def test_decode_equals_float64_attention_and_reads_no_unused_position(
-    lengths, kv_heads, group, head_dim, page_size, dtype, seed
+    lengths, queries, kv_heads, group, head_dim, page_size, dtype, window, soft_cap, with_sinks, seed
 ):
     rng = np.random.default_rng(seed)
+    lengths = [max(length, queries) if length else 0 for length in lengths]
     pool = Pool(rng, lengths, kv_heads, page_size, head_dim, dtype)
-    q = jnp.asarray(rng.normal(size=(len(lengths), kv_heads * group, head_dim)), dtype)
-    scale = head_dim**-0.5
-    out = paged_decode_attention(q, pool.k, pool.v, jnp.asarray(pool.table), jnp.asarray(lengths), scale=scale)
+    q = jnp.asarray(rng.normal(size=(len(lengths), queries, kv_heads * group, head_dim)), dtype)
+    variant = variant_of(rng, kv_heads * group, head_dim, window, soft_cap, with_sinks)
+    out = paged_decode_attention(q, pool.k, pool.v, jnp.asarray(pool.table), jnp.asarray(lengths), **variant)
     for row, length in enumerate(lengths):
-        expected = np.zeros(q.shape[1:])
-        if length:
-            expected = reference(np.asarray(q[row], np.float64), pool.keys[row], pool.values[row], scale)
-        np.testing.assert_allclose(
-            np.asarray(out[row], np.float64), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype]
-        )
+        for query in range(queries):
+            seen = max(0, length - queries + query + 1)
+            expected = reference(
+                np.asarray(q[row, query], np.float64), pool.keys[row][:seen], pool.values[row][:seen], **variant
+            )
+            np.testing.assert_allclose(
+                np.asarray(out[row, query], np.float64), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype]
+            )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     rows=st.lists(
         st.tuples(st.sampled_from([0, 1, 9, 64]), st.sampled_from([1, 5, 16, 17, 40])), min_size=1, max_size=3
@@ -83,7 +115,7 @@ def test_decode_equals_float64_attention_and_reads_no_unused_position(
     **shapes,
 )
 def test_prefill_equals_causal_float64_attention_for_ragged_chunks(
-    rows, tile_size, kv_heads, group, head_dim, page_size, dtype, seed
+    rows, tile_size, kv_heads, group, head_dim, page_size, dtype, window, soft_cap, with_sinks, seed
 ):
     """Each row has `before` positions in pages already and brings `count` new ones."""
     rng = np.random.default_rng(seed)
@@ -95,15 +127,15 @@ def test_prefill_equals_causal_float64_attention_for_ragged_chunks(
     tokens = int(counts.sum()) + 3  # padding at the end, in no tile
     tiles = prefill_tiles(starts, counts, positions, tile_size, tokens // tile_size + len(rows) + 1)
     q = jnp.asarray(rng.normal(size=(tokens, kv_heads * group, head_dim)), dtype)
-    scale = head_dim**-0.5
+    variant = variant_of(rng, kv_heads * group, head_dim, window, soft_cap, with_sinks)
     out = paged_prefill_attention(
-        q, pool.k, pool.v, jnp.asarray(pool.table), jnp.asarray(tiles), tile_size=tile_size, scale=scale
+        q, pool.k, pool.v, jnp.asarray(pool.table), jnp.asarray(tiles), tile_size=tile_size, **variant
     )
     for row, (before, count) in enumerate(rows):
         for i in range(count):
             token, seen = starts[row] + i, before + i + 1
             expected = reference(
-                np.asarray(q[token], np.float64), pool.keys[row][:seen], pool.values[row][:seen], scale
+                np.asarray(q[token], np.float64), pool.keys[row][:seen], pool.values[row][:seen], **variant
             )
             np.testing.assert_allclose(
                 np.asarray(out[token], np.float64), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype]
