@@ -47,6 +47,7 @@ class RequestMetrics:
     arrival_time: float
     first_token_time: float | None = None
     finished_time: float | None = None
+    num_cached_tokens: int = 0  # of the prompt, that the prefix cache spared the first completion
 
 
 @dataclasses.dataclass
@@ -81,4 +82,5 @@ def add_delta(outputs: dict[str, RequestOutput], delta: RequestOutput) -> None:
     if delta.request_id in outputs:
         outputs[delta.request_id].extend(delta)
     else:
+        delta.outputs.sort(key=lambda output: output.index)
         outputs[delta.request_id] = delta
