@@ -50,7 +50,7 @@ class EngineConfig:
         8, "most tokens that one decode step brings each sequence, while no request waits; 1 for one at a time"
     )
     decode_burst_ms: float = _setting(
-        20.0, "milliseconds that such a step of several tokens may take, which is what a newcomer may have to wait"
+        5.0, "milliseconds that such a step of several tokens may take, which is what a newcomer may have to wait"
     )
     enable_prefix_caching: bool = _setting(
         True, "keep the pages of finished prompts and completions, for those that begin with the same tokens"
