@@ -31,6 +31,10 @@ class EngineConfig:
         None, "model directory, or an id of HuggingFace's hub; the demo model that ships inside if left out"
     )
     revision: str | None = _setting(None, "branch, tag or commit of a hub id; a commit pins it")
+    hf_config_path: str | None = _setting(
+        None,
+        "directory of config.json and tokenizer, if not the model's: a training script's Orbax checkpoint has none",
+    )
     tokenizer: str | None = _setting(None, "directory of the tokenizer, if not the model's")
     skip_tokenizer_init: bool = _setting(False, "load no tokenizer: token ids in, token ids out")
     dtype: str = _setting("auto", f"of weights and KV cache: {', '.join(DTYPES)}; auto takes the checkpoint's")

@@ -45,3 +45,12 @@ def overlaps(
             for block in range(first, last):
                 yield source, target[block - first], stored[block // repeats]
         offset += source.part
+
+
+def unfused(name: str, fused: np.ndarray, own_parts: tuple[int, ...], parts: tuple[int, ...]) -> list[Source]:
+    """A parameter that was fused of blocks of `own_parts`, taken apart for one that is fused of blocks of `parts`."""
+    if len(own_parts) == 1:
+        return [Source(name, fused, parts[0])]
+    blocks = fused.reshape(-1, sum(own_parts), *fused.shape[1:])
+    pieces = np.split(blocks, np.cumsum(own_parts)[:-1], axis=1)
+    return [Source(name, piece.reshape(-1, *fused.shape[1:]), part) for piece, part in zip(pieces, parts, strict=True)]

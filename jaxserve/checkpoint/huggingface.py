@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from safetensors.numpy import save_file
 
-from jaxserve.checkpoint.fusing import Source
-from jaxserve.checkpoint.placement import Plan, place
-from jaxserve.checkpoint.safetensors_files import SINGLE_FILE, SafetensorsDirectory
+from jaxserve.checkpoint.fusing import Source, overlaps
+from jaxserve.checkpoint.placement import Plan, copy, place
+from jaxserve.checkpoint.safetensors_files import SINGLE_FILE, SafetensorsDirectory, write_file
 from jaxserve.errors import InputError
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.llama import LlamaForCausalLM
@@ -101,24 +100,32 @@ def load_weights(
     )
 
 
-def save_weights(model: LlamaForCausalLM, directory: Path, dtype: jnp.dtype = jnp.bfloat16) -> None:
-    """Write `model`'s parameters to `directory`/model.safetensors under HuggingFace's names."""
-    tensors = {}
-    for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        parts = variable.get_metadata()["parts"]
-        names = _hf_names(type(model), path)
-        rows = np.asarray(variable[...].astype(dtype))
-        if len(parts) == 1:
-            tensors[names[0]] = rows[: parts[0]]
-            continue
-        blocks = rows.reshape(-1, sum(parts), *rows.shape[1:])
-        for name, piece in zip(names, np.split(blocks, np.cumsum(parts)[:-1], axis=1), strict=True):
-            tensors[name] = piece.reshape(-1, *rows.shape[1:])
-    save_file(
-        {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()},
-        directory / SINGLE_FILE,
-        {"format": "pt"},
-    )
+def save_weights(model: LlamaForCausalLM, directory: Path, dtype: jnp.dtype | None = jnp.bfloat16) -> None:
+    """Write `model`'s parameters to `directory`/model.safetensors under HuggingFace's names.
+
+    Without a `dtype`, each keeps its own. KV heads that stand on a mesh several times are written once. `InputError`
+    if the file cannot be written, and then there is none.
+    """
+    parameters = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
+    stored = nnx.to_flat_state(abstract_model(model.config.stored, jnp.dtype(jnp.float32))[1])
+    names = {path: _hf_names(type(model), path) for path, _ in stored}
+    kinds = {path: np.dtype(dtype or parameters[path].dtype) for path, _ in stored}
+    shapes = {
+        name: (kinds[path], shape)
+        for path, variable in stored
+        for name, shape in zip(names[path], _stored_shapes(variable, len(names[path])), strict=True)
+    }
+
+    def tensors() -> Iterator[np.ndarray]:
+        for path, variable in stored:
+            fused = np.asarray(parameters[path][...])
+            found = [np.empty(shapes[name][1], shapes[name][0]) for name in names[path]]
+            sources = _sources(names[path], found, variable, parameters[path])
+            for _, part, rows in overlaps(sources, fused.shape, (slice(None),) * fused.ndim, fused):
+                copy(rows, part)
+            yield from found
+
+    write_file(directory / SINGLE_FILE, shapes, tensors())
 
 
 def _hf_names(model: type[LlamaForCausalLM], path: tuple) -> list[str]:
@@ -129,20 +136,28 @@ def _hf_names(model: type[LlamaForCausalLM], path: tuple) -> list[str]:
     return [f"{name.format(*numbers)}.{leaf}" for name in model.HF_NAMES[pattern]]
 
 
+def _stored_shapes(stored: nnx.Variable, count: int) -> list[tuple[int, ...]]:
+    """The shapes of the `count` tensors that make up a parameter; one alone has all parts, one after the other."""
+    parts = stored.get_metadata()["parts"]
+    blocks = stored.shape[0] // sum(parts) if len(parts) > 1 else 1
+    rows = [blocks * part for part in parts]
+    return [(height, *stored.shape[1:]) for height in ([sum(rows)] if count == 1 else rows)]
+
+
 def _sources(names: list[str], tensors: list[np.ndarray], stored: nnx.Variable, target: nnx.Variable) -> list[Source]:
     """The tensors as the parts of `target`, after a check of their shapes against `stored`, the parameter unrepeated.
 
     One tensor for several parts has them fused already, one after the other.
     """
-    parts = stored.get_metadata()["parts"]
-    blocks = stored.shape[0] // sum(parts) if len(parts) > 1 else 1
-    rows = [blocks * part for part in parts]
-    for name, tensor, height in zip(names, tensors, [sum(rows)] if len(names) == 1 else rows, strict=True):
-        found, expected = list(tensor.shape), [height, *stored.shape[1:]]
-        if found != expected:
+    for name, tensor, expected in zip(names, tensors, _stored_shapes(stored, len(names)), strict=True):
+        if tensor.shape != expected:
             raise InputError(
-                f"tensor {name!r} has shape {found}, and by config.json it is {expected}; they do not belong together"
+                f"tensor {name!r} has shape {list(tensor.shape)}, and by config.json it is {list(expected)}; "
+                "they do not belong together"
             )
-    if len(names) == 1:
+    parts = target.get_metadata()["parts"]
+    if len(names) < len(parts):
+        own = stored.get_metadata()["parts"]
+        rows = [len(tensors[0]) * part // sum(own) for part in own]
         names, tensors = names * len(parts), np.split(tensors[0], np.cumsum(rows)[:-1])
-    return [Source(*source) for source in zip(names, tensors, target.get_metadata()["parts"], strict=True)]
+    return [Source(*source) for source in zip(names, tensors, parts, strict=True)]

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import mmap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,32 @@ def map_file(path: Path) -> dict[str, np.ndarray]:
         raise
     except (_Damaged, ValueError, OSError) as error:  # an empty file cannot be mapped
         raise InputError(f"{path} is damaged ({error}); download it again") from error
+
+
+def write_file(path: Path, shapes: dict[str, tuple[np.dtype, tuple[int, ...]]], tensors: Iterable[np.ndarray]) -> None:
+    """Write tensors of these dtypes and shapes, which come in this order, one after the other.
+
+    `InputError` if that fails, and then `path` is as it was.
+    """
+    names = {kind: name for name, kind in DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers wants to know that it may read them
+    end = 0
+    for name, (kind, shape) in shapes.items():
+        begin, end = end, end + math.prod(shape) * kind.itemsize
+        header[name] = {"dtype": names[kind], "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        with unfinished.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for tensor in tensors:
+                file.write(np.ascontiguousarray(tensor).view(np.uint8).data)
+        unfinished.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path} ({error.strerror}); make room or give another place") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 class _Damaged(Exception):

@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxserve.checkpoint.huggingface import load_weights, read_config
+from jaxserve.checkpoint.huggingface import read_config
 from jaxserve.checkpoint.model_files import find_model
 from jaxserve.checkpoint.tokenizer import eos_token_ids, load_tokenizer, read_generation_config, sampling_defaults
 from jaxserve.config import DEMO_MODEL, EngineConfig, ResolvedConfig
@@ -51,7 +51,7 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
         seconds[name], start = time.perf_counter() - start, time.perf_counter()
 
     use_persistent_cache(config.compilation_cache_dir)
-    files = find_model(config.model or str(DEMO_MODEL), revision=config.revision)
+    files = find_model(config.model or str(DEMO_MODEL), revision=config.revision, hf_config_path=config.hf_config_path)
     hf = read_config(files.config)
     generation = read_generation_config(files.config)
     model = model_config(hf)
@@ -65,7 +65,7 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
     mesh = make_mesh(config.tensor_parallel_size)
     placed = model.over_tensor_axis(config.tensor_parallel_size)
     dtype = serving_dtype(config.dtype, hf)
-    graph, weights = load_weights(files.weights, model, mesh, dtype, partial(on_progress, "weights"))
+    graph, weights = files.load_weights(model, mesh, dtype, partial(on_progress, "weights"))
     stage_done("weights")
 
     resolved, buckets = _resolve(config, files.name, placed, weights, mesh.devices, dtype)

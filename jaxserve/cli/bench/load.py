@@ -13,7 +13,7 @@ from jaxserve.cli.flags import Parser
 from jaxserve.cli.options import ENGINE, add_engine_flags, engine_config
 from jaxserve.errors import InputError
 
-_FLAGS = ENGINE.only("model", "revision", "dtype", "tensor_parallel_size")
+_FLAGS = ENGINE.only("model", "revision", "hf_config_path", "dtype", "tensor_parallel_size")
 _SAMPLE_SECONDS = 0.002
 
 
@@ -36,7 +36,7 @@ def parser() -> Parser:
 def run(arguments: argparse.Namespace) -> None:
     import jax  # on demand, as everything that it comes with
 
-    from jaxserve.checkpoint.huggingface import load_weights, read_config
+    from jaxserve.checkpoint.huggingface import read_config
     from jaxserve.checkpoint.model_files import find_model
     from jaxserve.cli.bench.session import write_report
     from jaxserve.config import DEMO_MODEL
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxserve.parallel.mesh import make_mesh
 
     config = engine_config(arguments, _FLAGS)
-    files = find_model(config.model or str(DEMO_MODEL), revision=config.revision)
+    files = find_model(config.model or str(DEMO_MODEL), revision=config.revision, hf_config_path=config.hf_config_path)
     hf = read_config(files.config)
     model, mesh = model_config(hf), make_mesh(config.tensor_parallel_size)
     on_host = mesh.devices.flat[0].platform == "cpu"
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
         cat.append(_cat_seconds(weights))
         with PeakMemory() as memory:
             start = time.perf_counter()
-            _, state = load_weights(files.weights, model, mesh, serving_dtype(config.dtype, hf))
+            _, state = files.load_weights(model, mesh, serving_dtype(config.dtype, hf))
             load.append(time.perf_counter() - start)
         arrays = jax.tree.leaves(state)
         shards = [shard.data.nbytes for array in arrays for shard in array.addressable_shards]
