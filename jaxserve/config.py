@@ -48,6 +48,20 @@ class EngineConfig:
         None,
         "prompt tokens that one step computes, long prompts taking several; 512 on a CPU and 4096 on a GPU by default",
     )
+    max_itl_ms: float | None = _setting(
+        None,
+        "milliseconds between two tokens of a running sequence that prompts of others should not exceed: prefill steps "
+        "are cut to what fits; no bound if left out",
+    )
+    max_decode_steps: int = _setting(
+        8, "most tokens that one decode step brings each sequence, while no request waits; 1 for one at a time"
+    )
+    decode_burst_ms: float = _setting(
+        5.0, "milliseconds that such a step of several tokens may take, which is what a newcomer may have to wait"
+    )
+    enable_prefix_caching: bool = _setting(
+        True, "keep the pages of finished prompts and completions, for those that begin with the same tokens"
+    )
     tensor_parallel_size: int = _setting(1, "devices that share every layer")
     page_size: int = _setting(64, "token positions in one page of the KV cache")
     num_pages: int | None = _setting(None, "pages in the KV cache; chosen from the memory at hand if left out")
@@ -64,7 +78,7 @@ class EngineConfig:
         self._check_types()
         if self.dtype not in DTYPES:
             raise InputError(f"dtype is {self.dtype!r}; give one of {', '.join(DTYPES)}")
-        for name in ("tensor_parallel_size", "page_size"):
+        for name in ("tensor_parallel_size", "page_size", "max_decode_steps"):
             self._at_least_one(name)
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_pages"):
             if getattr(self, name) is not None:
@@ -73,6 +87,10 @@ class EngineConfig:
             raise InputError(
                 f"gpu_memory_utilization is {self.gpu_memory_utilization!r}; give a share above 0 and at most 1"
             )
+        if self.max_itl_ms is not None and not 0 < self.max_itl_ms < float("inf"):
+            raise InputError(f"max_itl_ms is {self.max_itl_ms!r}; give milliseconds above 0")
+        if not 0 <= self.decode_burst_ms < float("inf"):
+            raise InputError(f"decode_burst_ms is {self.decode_burst_ms!r}; give milliseconds from 0 on")
         if self.max_logprobs < 0:
             raise InputError(f"max_logprobs is {self.max_logprobs!r}; give an integer from 0 on")
 

@@ -9,6 +9,7 @@ from typing import Any
 from jaxserve.config import EngineConfig
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.input_processor import Prompt
+from jaxserve.engine.startup import load
 from jaxserve.errors import InputError
 from jaxserve.outputs import RequestOutput, add_delta
 from jaxserve.progress import ProgressBars
@@ -31,7 +32,7 @@ class LLM:
         config = EngineConfig.from_settings({"model": model} | settings)
         self._progress = progress
         with ProgressBars(enabled=progress) as bars:
-            self.engine = Engine(config, bars)
+            self.engine = Engine(load(config, bars))
         self._ids = itertools.count()
         self._boxes: dict[str, deque[RequestOutput]] = {}  # of each running request, what its caller has not taken yet
 
@@ -49,7 +50,7 @@ class LLM:
         run first. `InputError` if any prompt cannot be served, and then none has run.
         """
         prompts = [prompts] if isinstance(prompts, str | dict) else list(prompts)
-        ids = self._add(prompts, sampling_params, priority)
+        ids = self._add(prompts, sampling_params, priority, stream=False)
         outputs: dict[str, RequestOutput] = {}
         finished = 0
         with ProgressBars(enabled=self._progress) as bars:
@@ -62,7 +63,7 @@ class LLM:
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[RequestOutput]:
         """What each step adds to one prompt's completions, as it comes. Closing the iterator aborts the request."""
-        return self._deltas(self._add([prompt], sampling_params, 0))
+        return self._deltas(self._add([prompt], sampling_params, 0, stream=True))
 
     def chat(
         self,
@@ -112,6 +113,8 @@ class LLM:
         prompts: Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         priority: int | Sequence[int],
+        *,
+        stream: bool,
     ) -> list[str]:
         """Queue all prompts, or none if one of them cannot be served."""
         params = _one_each(sampling_params or self.get_default_sampling_params(), len(prompts), "sampling_params")
@@ -119,7 +122,7 @@ class LLM:
         ids = [str(next(self._ids)) for _ in prompts]
         try:
             for request_id, prompt, settings, first in zip(ids, prompts, params, priorities, strict=True):
-                self.engine.add(prompt, settings, request_id=request_id, priority=first)
+                self.engine.add(prompt, settings, request_id=request_id, priority=first, stream=stream)
         except InputError:
             self._drop(ids)
             raise

@@ -78,6 +78,7 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
         num_pages=resolved.num_pages,
         page_size=resolved.page_size,
         max_logprobs=resolved.max_logprobs,
+        max_decode_steps=resolved.max_decode_steps,
     )
     stage_done("page pool")
     runner.compile(lambda done, total: on_progress("programs", done, total))

@@ -65,12 +65,14 @@ def test_the_recorder_counts_rows_and_positions(monkeypatch: pytest.MonkeyPatch)
     clock = iter([10.0, 10.5, 12.0])
     monkeypatch.setattr(measurement.time, "perf_counter", lambda: next(clock))
     positions = np.array([4, 9, -1, -1], np.int32)  # two rows, of 5 and 10 positions, and padding
-    batch = StepBatch(DecodeArrays(positions, positions, positions, np.int32(0)), [], 2)
+    arrays = DecodeArrays.padding(4, max_num_seqs=4)
+    arrays.counts[:] = [3, 1, 0, 0]
+    batch = StepBatch(arrays._replace(positions=positions, steps=np.int32(3)), [], 2)
     recorder = StepRecorder()
     recorder.begin()
     recorder(batch)
     recorder(batch)
-    assert recorder.steps == [Step(True, 0.5, 2, 2, 15), Step(True, 1.5, 2, 2, 15)]
+    assert recorder.steps == [Step(True, 0.5, 2, 4, 28, 3), Step(True, 1.5, 2, 4, 28, 3)]
 
 
 def parameters_read(case: str) -> int:

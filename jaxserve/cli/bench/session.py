@@ -68,6 +68,7 @@ class Session:
         for number, batch in enumerate(batches):
             count = f"{len(batch)} request{'s' * (len(batch) > 1)}"
             say(f"Running {count}, {number + 1} of {len(batches)} ..." if len(batches) > 1 else f"Running {count} ...")
+            engine.pool.forget()  # or a repeated batch would find its own prompts computed
             recorder.begin()
             start = time.perf_counter()
             outputs += run_requests(self.llm, batch)
