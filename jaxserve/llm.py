@@ -1,10 +1,14 @@
 """`LLM`: the Python API, in-process and offline."""
 
 import itertools
+import sys
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
+
+from flax import nnx
 
 from jaxserve.config import EngineConfig
 from jaxserve.engine.engine import Engine
@@ -87,6 +91,27 @@ class LLM:
     ) -> Prompt:
         """The prompt that `chat` makes of a conversation."""
         return {"prompt_token_ids": self.engine.inputs.render_chat(messages, tools=tools, **kwargs)}
+
+    @property
+    def state(self) -> nnx.State:
+        """The model's parameters, as they lie on the devices: the very arrays, not copies."""
+        return self.engine.runner.weights
+
+    def update_weights(self, state: nnx.State) -> None:
+        """Go on with the parameters `state`: a trainer's `nnx.state(model)`, with the structure of `self.state`.
+
+        Requests under way end on the old weights first, which this call waits for; none ever sees both. Nothing is
+        compiled again. Arrays of the served dtype that lie as those of `self.state` lie are shared, not copied, so
+        they must not be donated to another program; others are cast or moved. The prefix cache is emptied. `InputError`
+        if `state` does not belong to this model.
+        """
+        start = time.perf_counter()
+        self.engine.update_weights(state)
+        while self.engine.waits_for_new_weights:
+            for delta in self.engine.step():
+                self._boxes[delta.request_id].append(delta)
+        if self._progress:
+            print(f"weights updated in {time.perf_counter() - start:.3f} s", file=sys.stderr)
 
     def get_tokenizer(self) -> Any:
         """The `transformers` tokenizer, or None with `skip_tokenizer_init`."""

@@ -7,6 +7,9 @@ import random
 import time
 from collections.abc import Callable
 
+from flax import nnx
+
+from jaxserve.checkpoint.exchange import Handover
 from jaxserve.engine.batch_builder import StepBatchBuilder, sampling_needs
 from jaxserve.engine.detokenizer import TextStream
 from jaxserve.engine.input_processor import InputProcessor, Prompt
@@ -104,6 +107,8 @@ class Engine:
         self._live: dict[Request, _Live] = {}
         self._groups: dict[str, _Group] = {}
         self._dispatched: _Dispatched | None = None
+        self._new_weights: list[Handover] | None = None  # they wait for the requests that came before them
+        self._held: list[Request] = []  # which wait for those weights
         self._clock, self._collected_at = clock, 0.0
         self.on_step: Callable[[StepBatch], None] | None = None  # told of each step once its tokens are on the host
         self._arrivals = itertools.count()
@@ -158,7 +163,10 @@ class Engine:
                 each_step=stream or bool(params.stop) or params.logprobs is not None,
                 added=CompletionOutput(index),
             )
-            self.scheduler.add(request)
+            if self._new_weights is None:
+                self.scheduler.add(request)
+            else:
+                self._held.append(request)
         self._groups[request_id] = group
 
     def abort(self, request_id: str) -> None:
@@ -166,16 +174,47 @@ class Engine:
         group = self._groups.pop(request_id, None)
         for request in group.requests if group else ():
             self._live.pop(request, None)
-            self.scheduler.finish(request)
+            if request in self._held:
+                self._held.remove(request)
+            else:
+                self.scheduler.finish(request)
 
     @property
     def has_unfinished(self) -> bool:
         return bool(self._groups)
 
+    # Weights
+
+    def update_weights(self, state: nnx.State) -> None:
+        """Serve with the parameters `state` as soon as the requests that are here now have ended.
+
+        Those end on the weights that they began with; requests that come from now on wait for the new ones. So none
+        ever sees both, and nothing is computed twice. `InputError` if `state` does not belong to this model; nothing
+        has changed then. A second call before that replaces the first.
+        """
+        self._new_weights = self.runner.check_weights(state)
+        self._update_weights()
+
+    @property
+    def waits_for_new_weights(self) -> bool:
+        return self._new_weights is not None
+
+    def _update_weights(self) -> None:
+        """Put the new weights in place, if no request still needs the old ones."""
+        if self._new_weights is None or self.scheduler.num_running or self.scheduler.num_waiting:
+            return
+        new, self._new_weights = self._new_weights, None
+        self.runner.update_weights(new)
+        self.pool.forget()  # what the prefix cache holds was computed with the old weights
+        for request in self._held:
+            self.scheduler.add(request)
+        self._held.clear()
+
     # Steps
 
     def step(self) -> list[RequestOutput]:
         """Dispatch the next step and return what the one before it added, a delta for each request that grew."""
+        self._update_weights()
         step = self.scheduler.schedule()
         before, self._dispatched = self._dispatched, self._dispatch(step) if step else None
         return self._collect(before) if before else []

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from jaxserve.checkpoint.exchange import Handover, match, place_like
 from jaxserve.models.config import ModelConfig
 from jaxserve.parallel.mesh import sharding
 from jaxserve.runner.buckets import Buckets, PrefillBucket
@@ -40,8 +41,9 @@ class Runner:
         max_decode_steps: int,
         attention_backend: str,
     ):
-        self._weights, weights_tree = jax.tree.flatten(weights)
-        self._untied_table = () if config.tie_word_embeddings else jax.tree.leaves(weights["embedding"])
+        self._weights, self._weights_tree = jax.tree.flatten(weights)
+        self._unread_bytes = 0 if config.tie_word_embeddings else array_bytes(weights["embedding"])
+        self._config = config
         self._buckets = buckets
         self._mesh = mesh
         dtype = self._weights[0].dtype
@@ -53,7 +55,7 @@ class Runner:
         )
         self._programs = Programs(
             graph,
-            weights_tree,
+            self._weights_tree,
             config,
             mesh,
             page_size=page_size,
@@ -86,13 +88,31 @@ class Runner:
     @property
     def weight_bytes_per_step(self) -> int:
         """Bytes of the parameters that every step reads: all but an untied embedding table, of which it reads rows."""
-        return array_bytes(self._weights) - array_bytes(self._untied_table)
+        return array_bytes(self._weights) - self._unread_bytes
 
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of one position's keys and values in all layers."""
         pages, _, page_size, _ = self.state.cache.k[0].shape
         return array_bytes(self.state.cache) // (pages * page_size)
+
+    @property
+    def weights(self) -> nnx.State:
+        """The model's parameters where they lie, not copied."""
+        return jax.tree.unflatten(self._weights_tree, self._weights)
+
+    def check_weights(self, new: nnx.State) -> list[Handover]:
+        """What `update_weights` takes; `InputError` if `new` does not belong to this model. Nothing is moved yet."""
+        return match(new, self.weights, self._config)
+
+    def update_weights(self, new: list[Handover]) -> None:
+        """Run the next step with other weights.
+
+        An array that lies where its predecessor lies is shared with whoever else holds it; others are moved, one after
+        the other, so that no second copy of the model is needed.
+        """
+        for number, handover in enumerate(new):
+            self._weights[number] = place_like(handover, self._weights[number])
 
     @staticmethod
     def collect(result: StepResult, *, logprobs: bool, prompt_logprobs: bool) -> StepResult:
@@ -107,8 +127,9 @@ class Runner:
 
     def close(self) -> None:
         """Free the device's memory."""
-        for array in jax.tree.leaves((self._weights, self.state)):
+        for array in jax.tree.leaves(self.state):
             array.delete()
+        self._weights.clear()  # others may hold them too
         self._compiled.clear()
 
     def _prefill_bucket(self, arrays: PrefillArrays) -> PrefillBucket:
