@@ -249,9 +249,8 @@ def _attend(plan: _Plan, tile: _Tile, position: jax.Array, sink: jax.Array | Non
     """A compute warpgroup: attention of its rows, the first at `position`. Float32 `[rows, head_dim]`."""
     warpgroup = lax.axis_index("warpgroup")
     shape = (_ROWS, plan.block)
-    ahead = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=_LAYOUT) - plgpu.broadcasted_iota(
-        jnp.int32, shape, 0, layout=_LAYOUT
-    )
+    row = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=_LAYOUT)
+    column = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=_LAYOUT)
     # Scores are kept in units that make their exponential exp2(factor * score - largest): one multiply-add each.
     factor = math.log2(math.e) * (plan.scale if plan.soft_cap is None else plan.soft_cap)
 
@@ -263,9 +262,9 @@ def _attend(plan: _Plan, tile: _Tile, position: jax.Array, sink: jax.Array | Non
             scores = 1 - 2 / (1 + jnp.exp2(scores * (2 * math.log2(math.e) * plan.scale / plan.soft_cap)))
         if masked:
             distance = position - (tile.first_step + step) * plan.block
-            visible = ahead <= distance
+            visible = column <= row + distance
             if plan.window is not None:
-                visible &= ahead > distance - plan.window
+                visible &= column > row + (distance - plan.window)
             scores = jnp.where(visible, scores, _MASKED)
         new_largest = jnp.maximum(largest, scores.max(axis=1) * factor)
         weights = jnp.exp2(scores * factor - rows_of(new_largest, scores))
