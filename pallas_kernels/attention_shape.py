@@ -1,4 +1,4 @@
-"""What an attention kernel is asked to take, as far as its choice depends on it."""
+"""What attention is asked to take, as far as the choice of a kernel depends on it."""
 
 from typing import NamedTuple
 
@@ -11,5 +11,6 @@ class AttentionShape(NamedTuple):
     head_dim: int
     value_dim: int
     page_size: int
-    dtype: str  # of queries and pages alike
+    dtype: str  # of queries and pages
     queries: int = 1  # a row's, in decode attention
+    tile_size: int = 0  # of prefill attention

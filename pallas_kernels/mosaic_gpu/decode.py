@@ -35,38 +35,13 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.attention_shape import AttentionShape
 from pallas_kernels.mosaic_gpu.decode_combine import combine
 from pallas_kernels.mosaic_gpu.decode_schedule import TILE, Schedule, make_schedule
 from pallas_kernels.mosaic_gpu.softmax import FLOOR, LOG2_E, MASKED, MATRIX, filled, for_each_row
 
-HEAD_DIMS = (64, 80, 96, 128, 256)
-PAGE_SIZES = (16, 32, 64, 128)
-DTYPES = ("bfloat16", "float16")
-MAX_GROUP = 16
-MAX_QUERIES = 8
 BLOCKS_PER_MULTIPROCESSOR = 2
 _MULTIPROCESSORS = 132  # of an H100 SXM, H200 and GH200
 _SHARED_BYTES = 227 * 1024  # that the blocks of one multiprocessor may take, 1 KiB for each included
-
-
-def refusal(shape: AttentionShape) -> str | None:
-    """What of `shape` the kernel does not take and what it does, or None."""
-    for given, value, allowed in (
-        ("the dtype", shape.dtype, DTYPES),
-        ("the head size", shape.head_dim, HEAD_DIMS),
-        ("the head size of values", shape.value_dim, HEAD_DIMS),
-        ("the page size", shape.page_size, PAGE_SIZES),
-    ):
-        if value not in allowed:
-            return f"{given} is {value} and mosaic_gpu's decode attention takes {', '.join(map(str, allowed))}"
-    for given, value, most in (
-        ("query heads for each KV head", shape.heads // shape.kv_heads, MAX_GROUP),
-        ("queries a row", shape.queries, MAX_QUERIES),
-    ):
-        if value > most:
-            return f"there are {value} {given} and mosaic_gpu's decode attention takes 1 to {most}"
-    return None
 
 
 def paged_decode_attention(
@@ -82,7 +57,7 @@ def paged_decode_attention(
     sinks: jax.Array | None = None,
     blocks: int | None = None,
 ) -> jax.Array:
-    """`pallas_kernels.xla.paged_attention.paged_decode_attention` for shapes that `refusal` has nothing against.
+    """`pallas_kernels.xla.paged_attention.paged_decode_attention` for what `refuse_decode` has nothing against.
 
     `blocks` thread blocks share the work: two for each multiprocessor if it is left out.
     """
@@ -148,7 +123,8 @@ def _stages(stage_bytes: int, other_bytes: int) -> int:
 def _swizzled(columns: int) -> tuple[plgpu.TilingTransform, plgpu.SwizzleTransform]:
     """How a 16-bit matrix of so many columns lies in shared memory for copies and matrix instructions."""
     swizzle = plgpu.find_swizzle(columns * 16)
-    return plgpu.TilingTransform((8, swizzle // 2)), plgpu.SwizzleTransform(swizzle)
+    # mypy takes the classes for abstract, after a method of their protocol that has no body.
+    return plgpu.TilingTransform((8, swizzle // 2)), plgpu.SwizzleTransform(swizzle)  # type: ignore[abstract]
 
 
 def _attend(
