@@ -15,7 +15,7 @@ import jaxlib
 
 CACHE = Path("~/.cache/jaxserve/native")
 NEEDED_CPU_FLAGS = frozenset({"avx512f", "avx512bw", "avx512_bf16"})
-TARGETS = ("matmul_nk", "paged_decode_attention")
+TARGETS = ("matmul_nk", "paged_decode_attention", "paged_prefill_attention")
 
 _HERE = Path(__file__).parent
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
@@ -33,7 +33,7 @@ def target(name: str) -> str:
 
 @cache
 def refusal() -> str | None:
-    """Why the kernels cannot be called, or None; builds and registers them at the first call, and logs a reason then."""
+    """Why the kernels cannot be called, or None. The first call builds and registers them, and logs a reason."""
     try:
         library = ctypes.CDLL(str(_built()))
     except (Unavailable, OSError) as error:
@@ -50,7 +50,7 @@ def available() -> bool:
 
 
 def serves(array: jax.Array) -> bool:
-    """Whether the kernels run where `array` lies, or will lie in the program that is being traced: on one CPU device."""
+    """Whether the kernels run where `array` lies, or will lie when what is being traced runs: on one CPU device."""
     mesh = jax.typeof(array).sharding.mesh
     device = mesh.abstract_device
     return mesh.size == 1 and device is not None and device.platform == "cpu" and available()

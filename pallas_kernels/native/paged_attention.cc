@@ -1,7 +1,7 @@
 // Attention of each sequence's newest tokens over its own pages, in bf16 (AVX512-BF16) or float32.
 //
-// A thread takes one KV head of one sequence at a time and reads its keys and values once, page by page, under a
-// running softmax. Pages lie in memory as [pages, kv_heads, page_size, head_dim], so that a page's keys of one head are
+// A thread takes one KV head of a few tokens of one sequence at a time and reads its keys and values once, page by page,
+// under a running softmax. Pages lie in memory as [pages, kv_heads, page_size, head_dim], so that a page's keys of one head are
 // one stretch; while they are multiplied, the page's values are fetched, and meanwhile the next page's keys.
 
 #include <cmath>
@@ -16,12 +16,26 @@ namespace {
 
 namespace ffi = xla::ffi;
 
+constexpr int64_t kLeastBytes = 32 * 1024;  // of keys and values, that a thread takes at a time
 constexpr float kMasked = -1e30f;  // finite: exp(kMasked - kMasked) is no NaN
 
 struct Shape {
-  int64_t batch, queries, heads, kv_heads, head_dim, value_dim, page_size, pages, max_pages;
-  int64_t window;  // 0: all positions
+  int64_t heads, kv_heads, head_dim, value_dim, page_size, pages, max_pages;
+  int64_t window;         // 0: all positions
   float scale, soft_cap;  // soft_cap 0: none
+};
+
+template <typename T>
+struct Arrays {
+  const T *q, *k_pages, *v_pages;  // q [tokens, heads, head_dim]
+  const int32_t* page_table;
+  const float* sinks;  // or null
+  T* out;              // [tokens, heads, value_dim]
+};
+
+// Tokens of one sequence, from flat index `start` on, the first at `position`.
+struct Queries {
+  int64_t row, start, count, position;
 };
 
 // Two vectors of 16 values that belong to 32 of the head's dimensions, and what weighs them.
@@ -80,11 +94,13 @@ void fetch(const void* from, int64_t bytes) {
   for (int64_t at = 0; at < bytes; at += 64) _mm_prefetch(static_cast<const char*>(from) + at, _MM_HINT_T1);
 }
 
-// What one thread works in: the query vectors of one sequence and KV head, all queries' heads one after the other.
+// What one thread works in. Its query vectors are those of one KV head, each token's one after the other.
 template <typename T>
 struct Worker {
   const Shape& shape;
-  const int64_t vectors, width;  // width: keys of a page, with room for whole registers
+  const Arrays<T>& arrays;
+  const int64_t group, width;  // width: keys of a page, with room for whole registers
+  int64_t vectors = 0;
   std::vector<const T*> q;
   std::vector<float> scores;                           // [vectors, width]
   std::vector<T> weights;                              // [vectors, width]
@@ -92,10 +108,10 @@ struct Worker {
   std::vector<float> largest, weight, shrink;          // [vectors]
   std::vector<int64_t> first_visible, last_visible;    // [vectors], positions, both included
 
-  explicit Worker(const Shape& s)
-      : shape(s), vectors(s.queries * (s.heads / s.kv_heads)), width((s.page_size + 31) / 16 * 16), q(vectors),
-        scores(vectors * width), weights(vectors * width), accumulated(vectors * s.value_dim), largest(vectors),
-        weight(vectors), shrink(vectors), first_visible(vectors), last_visible(vectors) {}
+  Worker(const Shape& s, const Arrays<T>& a, int64_t most)
+      : shape(s), arrays(a), group(s.heads / s.kv_heads), width((s.page_size + 31) / 16 * 16), q(most * group),
+        scores(q.size() * width), weights(q.size() * width), accumulated(q.size() * s.value_dim), largest(q.size()),
+        weight(q.size()), shrink(q.size()), first_visible(q.size()), last_visible(q.size()) {}
 
   // Scores of `VECTORS` queries and keys [begin, end) of a page; fetches `ahead`, as long as the keys are.
   template <int VECTORS>
@@ -213,28 +229,29 @@ struct Worker {
     if (vector < vectors) each(std::integral_constant<int, 1>{}, vector);
   }
 
-  void run(const T* queries, const T* k_pages, const T* v_pages, const int32_t* pages, int64_t length,
-           const float* sinks, int64_t head, T* out) {
-    const int64_t group = shape.heads / shape.kv_heads, size = shape.page_size;
+  void run(const Queries& queries, int64_t head) {
+    const int64_t size = shape.page_size, length = queries.position + queries.count;
+    vectors = queries.count * group;
     for (int64_t v = 0; v < vectors; ++v) {
-      const int64_t query = v / group, h = head * group + v % group;
-      q[v] = queries + (query * shape.heads + h) * shape.head_dim;
-      last_visible[v] = length - shape.queries + query;
+      const int64_t h = head * group + v % group;
+      q[v] = arrays.q + ((queries.start + v / group) * shape.heads + h) * shape.head_dim;
+      last_visible[v] = queries.position + v / group;
       first_visible[v] = shape.window ? std::max<int64_t>(0, last_visible[v] - shape.window + 1) : 0;
-      largest[v] = sinks ? sinks[h] : kMasked;
-      weight[v] = sinks ? 1 : 0;
+      largest[v] = arrays.sinks ? arrays.sinks[h] : kMasked;
+      weight[v] = arrays.sinks ? 1 : 0;
     }
     std::fill(accumulated.begin(), accumulated.end(), 0.0f);
     const int64_t oldest = first_visible[0], last_page = (length + size - 1) / size;
+    const int32_t* const pages = arrays.page_table + queries.row * shape.max_pages;
     auto page = [&](const T* all, int64_t index, int64_t dim) {
       const int64_t id = std::clamp<int64_t>(pages[std::min(index, shape.max_pages - 1)], 0, shape.pages - 1);
       return all + (id * shape.kv_heads + head) * size * dim;
     };
     for (int64_t index = oldest / size; index < last_page; ++index) {
       const int64_t begin = std::max<int64_t>(0, oldest - index * size), end = std::min(size, length - index * size);
-      const T* const keys = page(k_pages, index, shape.head_dim);
-      const T* const values = page(v_pages, index, shape.value_dim);
-      const T* const next = index + 1 < last_page ? page(k_pages, index + 1, shape.head_dim) : nullptr;
+      const T* const keys = page(arrays.k_pages, index, shape.head_dim);
+      const T* const values = page(arrays.v_pages, index, shape.value_dim);
+      const T* const next = index + 1 < last_page ? page(arrays.k_pages, index + 1, shape.head_dim) : nullptr;
       in_groups([&](auto count, int64_t v) {
         score<decltype(count)::value>(v, keys, begin, end, v ? nullptr : reinterpret_cast<const char*>(values));
       });
@@ -244,7 +261,8 @@ struct Worker {
       });
     }
     for (int64_t v = 0; v < vectors; ++v) {
-      T* const to = out + (v / group * shape.heads + head * group + v % group) * shape.value_dim;
+      const int64_t h = head * group + v % group;
+      T* const to = arrays.out + ((queries.start + v / group) * shape.heads + h) * shape.value_dim;
       const __m512 by = _mm512_set1_ps(1 / std::max(weight[v], 1e-30f));
       for (int64_t d = 0; d < shape.value_dim; d += 32) {
         const float* const from = &accumulated[v * shape.value_dim + d];
@@ -255,51 +273,93 @@ struct Worker {
 };
 
 template <typename T>
-void attend(ffi::ThreadPool& pool, const Shape& shape, const void* q, const void* k_pages, const void* v_pages,
-            const int32_t* page_table, const int32_t* lengths, const float* sinks, void* out) {
-  int64_t read = 0;
-  for (int64_t row = 0; row < shape.batch; ++row) read += lengths[row];
-  const int64_t items = shape.batch * shape.kv_heads;
+void attend(ffi::ThreadPool& pool, const Shape& shape, const Arrays<T>& arrays, const std::vector<Queries>& queries) {
+  int64_t most = 0, read = 0;
+  for (const Queries& some : queries) {
+    most = std::max(most, some.count);
+    read += some.position + some.count;
+  }
+  const int64_t items = queries.size() * shape.kv_heads;
   const int64_t bytes = read * shape.kv_heads * (shape.head_dim + shape.value_dim) * sizeof(T);
-  const int64_t smallest = std::max<int64_t>(1, items * (32 * 1024) / std::max<int64_t>(bytes, 1));
+  const int64_t smallest = std::max<int64_t>(1, items * kLeastBytes / std::max<int64_t>(bytes, 1));
   parallel_for(pool, items, smallest, [&](int64_t begin, int64_t end) {
-    Worker<T> worker(shape);
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t row = item / shape.kv_heads, head = item % shape.kv_heads;
-      worker.run(static_cast<const T*>(q) + row * shape.queries * shape.heads * shape.head_dim,
-                 static_cast<const T*>(k_pages), static_cast<const T*>(v_pages), page_table + row * shape.max_pages,
-                 lengths[row], sinks, head,
-                 static_cast<T*>(out) + row * shape.queries * shape.heads * shape.value_dim);
-    }
+    Worker<T> worker(shape, arrays, most);
+    for (int64_t item = begin; item < end; ++item) worker.run(queries[item / shape.kv_heads], item % shape.kv_heads);
   });
+}
+
+ffi::Error run(ffi::ThreadPool& pool, const ffi::AnyBuffer& q, const ffi::AnyBuffer& k_pages,
+               const ffi::AnyBuffer& v_pages, const ffi::BufferR2<ffi::S32>& page_table,
+               const ffi::BufferR1<ffi::F32>& sinks, float scale, int64_t window, float soft_cap, ffi::AnyBuffer& out,
+               const std::vector<Queries>& queries) {
+  const auto qd = q.dimensions(), kd = k_pages.dimensions();
+  const Shape shape{qd[qd.size() - 2], kd[1], kd[3], v_pages.dimensions()[3], kd[2], kd[0], page_table.dimensions()[1],
+                    window, scale, soft_cap};
+  auto with = [&](auto zero) {
+    using T = decltype(zero);
+    const Arrays<T> arrays{static_cast<const T*>(q.untyped_data()),
+                           static_cast<const T*>(k_pages.untyped_data()),
+                           static_cast<const T*>(v_pages.untyped_data()),
+                           page_table.typed_data(),
+                           sinks.element_count() ? sinks.typed_data() : nullptr,
+                           static_cast<T*>(out.untyped_data())};
+    attend(pool, shape, arrays, queries);
+  };
+  q.element_type() == ffi::BF16 ? with(bf16{}) : with(float{});
+  return ffi::Error::Success();
 }
 
 ffi::Error paged_decode_attention(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer k_pages,
                                   ffi::AnyBuffer v_pages, ffi::BufferR2<ffi::S32> page_table,
                                   ffi::BufferR1<ffi::S32> lengths, ffi::BufferR1<ffi::F32> sinks, float scale,
                                   int64_t window, float soft_cap, ffi::Result<ffi::AnyBuffer> out) {
-  const auto qd = q.dimensions(), kd = k_pages.dimensions(), vd = v_pages.dimensions();
-  const Shape shape{qd[0], qd[1], qd[2], kd[1], kd[3], vd[3], kd[2], kd[0], page_table.dimensions()[1],
-                    window, scale, soft_cap};
-  const auto run = q.element_type() == ffi::BF16 ? attend<bf16> : attend<float>;
-  run(pool, shape, q.untyped_data(), k_pages.untyped_data(), v_pages.untyped_data(), page_table.typed_data(),
-      lengths.typed_data(), sinks.element_count() ? sinks.typed_data() : nullptr, out->untyped_data());
-  return ffi::Error::Success();
+  const int64_t rows = q.dimensions()[0], count = q.dimensions()[1];
+  std::vector<Queries> queries(rows);
+  for (int64_t row = 0; row < rows; ++row)
+    queries[row] = {row, row * count, count, lengths.typed_data()[row] - count};
+  return run(pool, q, k_pages, v_pages, page_table, sinks, scale, window, soft_cap, *out, queries);
+}
+
+ffi::Error paged_prefill_attention(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer k_pages,
+                                   ffi::AnyBuffer v_pages, ffi::BufferR2<ffi::S32> page_table,
+                                   ffi::BufferR2<ffi::S32> tiles, ffi::BufferR1<ffi::F32> sinks, float scale,
+                                   int64_t window, float soft_cap, ffi::Result<ffi::AnyBuffer> out) {
+  const int64_t capacity = tiles.dimensions()[1];
+  const int32_t* const t = tiles.typed_data();
+  std::vector<Queries> queries;
+  int64_t done = 0;
+  auto zeros_until = [&](int64_t token) {  // tokens between the tiles are in none
+    const int64_t bytes = out->size_bytes() / out->dimensions()[0];
+    if (token > done) std::memset(static_cast<char*>(out->untyped_data()) + done * bytes, 0, (token - done) * bytes);
+  };
+  for (int64_t i = 0; i < capacity; ++i) {
+    const Queries tile{t[i], t[capacity + i], t[2 * capacity + i], t[3 * capacity + i]};
+    if (!tile.count) continue;
+    zeros_until(tile.start);
+    done = tile.start + tile.count;
+    queries.push_back(tile);
+  }
+  zeros_until(out->dimensions()[0]);
+  return run(pool, q, k_pages, v_pages, page_table, sinks, scale, window, soft_cap, *out, queries);
 }
 
 }  // namespace
 }  // namespace native
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxserve_paged_decode_attention, native::paged_decode_attention,
-                              xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::BufferR2<xla::ffi::S32>>()
-                                  .Arg<xla::ffi::BufferR1<xla::ffi::S32>>()
-                                  .Arg<xla::ffi::BufferR1<xla::ffi::F32>>()
-                                  .Attr<float>("scale")
-                                  .Attr<int64_t>("window")
-                                  .Attr<float>("soft_cap")
-                                  .Ret<xla::ffi::AnyBuffer>());
+#define ATTENTION(NAME, POSITIONS)                                           \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxserve_##NAME, native::NAME,               \
+                                xla::ffi::Ffi::Bind()                        \
+                                    .Ctx<xla::ffi::ThreadPool>()             \
+                                    .Arg<xla::ffi::AnyBuffer>()              \
+                                    .Arg<xla::ffi::AnyBuffer>()              \
+                                    .Arg<xla::ffi::AnyBuffer>()              \
+                                    .Arg<xla::ffi::BufferR2<xla::ffi::S32>>() \
+                                    .Arg<POSITIONS>()                        \
+                                    .Arg<xla::ffi::BufferR1<xla::ffi::F32>>() \
+                                    .Attr<float>("scale")                    \
+                                    .Attr<int64_t>("window")                 \
+                                    .Attr<float>("soft_cap")                 \
+                                    .Ret<xla::ffi::AnyBuffer>())
+
+ATTENTION(paged_decode_attention, xla::ffi::BufferR1<xla::ffi::S32>);
+ATTENTION(paged_prefill_attention, xla::ffi::BufferR2<xla::ffi::S32>);
