@@ -17,7 +17,7 @@ _KINDS: dict[type, tuple[Any, str]] = {
     str: (str | os.PathLike, "a text"),
 }
 DTYPES = ("auto", "bfloat16", "float16", "float32")
-ATTENTION_BACKENDS = ("auto", "mosaic_gpu", "xla")  # `pallas_kernels.implementations`, which brings JAX
+ATTENTION_BACKENDS = ("auto", "mosaic_gpu", "native", "xla")  # `pallas_kernels.implementations`, which brings JAX
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -65,7 +65,9 @@ class EngineConfig:
     )
     tensor_parallel_size: int = _setting(1, "devices that share every layer")
     attention_backend: str = _setting(
-        "auto", f"what attention runs in: {', '.join(ATTENTION_BACKENDS)}; auto takes mosaic_gpu on Hopper GPUs"
+        "auto",
+        f"what attention runs in: {', '.join(ATTENTION_BACKENDS)}; auto takes mosaic_gpu on Hopper GPUs"
+        " and native on CPUs with AVX512-BF16",
     )
     page_size: int = _setting(64, "token positions in one page of the KV cache")
     num_pages: int | None = _setting(None, "pages in the KV cache; chosen from the memory at hand if left out")

@@ -24,7 +24,7 @@ from jaxserve.runner.kv_cache import page_bytes
 from jaxserve.runner.memory import array_bytes, plan_pages, working_bytes
 from jaxserve.runner.runner import Runner
 from pallas_kernels.attention_shape import AttentionShape
-from pallas_kernels.implementations import MOSAIC_GPU, is_hopper
+from pallas_kernels.implementations import MOSAIC_GPU, NATIVE, is_hopper
 from pallas_kernels.paged_attention import choose_decode, choose_prefill
 
 OnProgress = Callable[[str, int, int], None]  # stage, done, total
@@ -108,6 +108,8 @@ def _attention(config: EngineConfig, model: ModelConfig, dtype: jnp.dtype, devic
         raise InputError(
             f"attention_backend={MOSAIC_GPU!r} is for Hopper GPUs and this is {device.device_kind}; leave it out"
         )
+    if config.attention_backend == NATIVE and device.platform != "cpu":
+        raise InputError(f"attention_backend={NATIVE!r} is for CPUs and this is {device.device_kind}; leave it out")
     shape = AttentionShape(
         model.num_heads // devices.size,
         model.num_kv_heads // devices.size,
