@@ -15,15 +15,20 @@ _CACHE_HIT_EVENT = "/jax/compilation_cache/cache_hits"
 class CompilationCounter:
     """How many programs XLA has compiled in this process, those `cached` included that it read from its cache.
 
-    One instance: `compilations`.
+    `loaded` counts those that came compiled from the program cache, besides. One instance: `compilations`.
     """
 
     def __init__(self) -> None:
         self.count = 0
         self.cached = 0
+        self.loaded = 0
         self._lock = threading.Lock()
         jax.monitoring.register_event_duration_secs_listener(self._on_duration)
         jax.monitoring.register_event_listener(self._on_event)
+
+    def note_loaded(self) -> None:
+        with self._lock:
+            self.loaded += 1
 
     def _on_duration(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event == _COMPILE_EVENT:
@@ -51,7 +56,10 @@ def use_persistent_cache(directory: str) -> None:
 def compile_all(
     lowerings: Iterable[Callable[[], jax.stages.Compiled]], on_compiled: Callable[[int, int], None]
 ) -> list[jax.stages.Compiled]:
-    """Run `lowerings` on as many threads as there are cores; `on_compiled` is told how many of how many are done."""
+    """Run `lowerings` on as many threads as there are cores; `on_compiled` is told how many of how many are done.
+
+    An error, of `on_compiled` too, ends it once the ones under way are done.
+    """
     tasks = list(lowerings)
     done = 0
     lock = threading.Lock()
@@ -65,4 +73,8 @@ def compile_all(
         return compiled
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(run, tasks))
+        try:
+            return list(pool.map(run, tasks))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
