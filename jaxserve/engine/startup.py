@@ -20,7 +20,6 @@ from jaxserve.models.config import ModelConfig
 from jaxserve.models.registry import model_config
 from jaxserve.parallel.mesh import make_mesh, placed_shapes
 from jaxserve.runner.buckets import TILE_SIZE, Buckets
-from jaxserve.runner.compilation import use_persistent_cache
 from jaxserve.runner.kv_cache import page_bytes
 from jaxserve.runner.memory import array_bytes, plan_pages, working_bytes
 from jaxserve.runner.runner import Runner
@@ -57,7 +56,6 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
         nonlocal start
         seconds[name], start = time.perf_counter() - start, time.perf_counter()
 
-    use_persistent_cache(config.compilation_cache_dir)
     files = find_model(config.model or str(DEMO_MODEL), revision=config.revision, hf_config_path=config.hf_config_path)
     hf = read_config(files.config)
     generation = read_generation_config(files.config)

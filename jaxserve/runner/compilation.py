@@ -4,7 +4,6 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import jax
 
@@ -23,8 +22,13 @@ class CompilationCounter:
         self.cached = 0
         self.loaded = 0
         self._lock = threading.Lock()
+        self._this_thread = threading.local()
         jax.monitoring.register_event_duration_secs_listener(self._on_duration)
         jax.monitoring.register_event_listener(self._on_event)
+
+    def cached_here(self) -> int:
+        """How many programs the calling thread has got from XLA's cache."""
+        return getattr(self._this_thread, "cached", 0)
 
     def note_loaded(self) -> None:
         with self._lock:
@@ -39,18 +43,10 @@ class CompilationCounter:
         if event == _CACHE_HIT_EVENT:
             with self._lock:
                 self.cached += 1
+            self._this_thread.cached = self.cached_here() + 1
 
 
 compilations = CompilationCounter()
-
-
-def use_persistent_cache(directory: str) -> None:
-    """Keep compiled programs in `directory`, unless the process has set JAX's cache already. `""` keeps none."""
-    if directory and jax.config.jax_compilation_cache_dir is None:
-        path = Path(directory).expanduser()
-        path.mkdir(parents=True, exist_ok=True)
-        jax.config.update("jax_compilation_cache_dir", str(path))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def compile_all(

@@ -1,6 +1,6 @@
 """Compiled programs on disk, so that the next start neither traces nor compiles them.
 
-JAX's own cache spares a start the compilation; tracing, lowering and looking up cost more than that by then.
+JAX's own cache spares a start the compilation only, and tracing and lowering cost a large model as much again.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import flax
 import jax
 import jaxlib
 from jax.experimental import serialize_executable
@@ -21,6 +22,8 @@ import pallas_kernels
 from jaxserve.runner.compilation import compilations
 
 _log = logging.getLogger(__name__)
+# Of this package: what programs are traced from.
+_PARTS = ("layers", "models", "parallel", "runner", "sampling_params.py")
 _SOURCES = ("*.py", "*.cc", "*.h")
 _PLACES = {"jax_compilation_cache_dir"}  # settings of JAX that say where things are, and not what is computed
 
@@ -28,7 +31,7 @@ _PLACES = {"jax_compilation_cache_dir"}  # settings of JAX that say where things
 class ProgramCache:
     """Programs by name, run on `devices` and made from `parts`: all that matters besides this code and JAX.
 
-    Every file is found by a hash of all of that, the sources of both packages included, so that none can be stale.
+    Every file is found by a hash of all of that, the sources that it is traced from included: none can be stale.
     Without a `directory` nothing is kept.
     """
 
@@ -44,8 +47,10 @@ class ProgramCache:
         path = self._directory / _digest(_environment(), self._parts, name)
         found = _read(path, self._devices)
         if found is None:
+            cached = compilations.cached_here()
             found = compile_()
-            _write(path, found)
+            if compilations.cached_here() == cached:  # what XLA's CPU compiler has read from a cache cannot be written
+                _write(path, found)
         return found
 
 
@@ -96,9 +101,11 @@ def _environment() -> str:
 
 def _sources() -> str:
     found = hashlib.sha256()
-    for root in (Path(__file__).parent.parent, Path(pallas_kernels.__file__).parent):
-        for path in sorted(path for pattern in _SOURCES for path in root.rglob(pattern)):
-            found.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    package = Path(__file__).parent.parent
+    for root in (*(package / part for part in _PARTS), Path(pallas_kernels.__file__).parent):
+        paths = [root] if root.is_file() else [path for pattern in _SOURCES for path in root.rglob(pattern)]
+        for path in sorted(paths):
+            found.update(f"{path.relative_to(root.parent)}\0".encode() + path.read_bytes())
     return found.hexdigest()
 
 
