@@ -187,6 +187,7 @@ def grouped_matmul(
         thread_name="warpgroup",
         scratch_types=_scratch(blocks, x.dtype),
         compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane),
+        kernel_name="grouped_matmul",
     )(x, weights, tiles)
 
 

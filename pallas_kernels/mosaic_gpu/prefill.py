@@ -434,7 +434,9 @@ def paged_prefill_attention(
         num_threads=_COMPUTE + 1,
         thread_name="warpgroup",
         scratch_types=plan.scratch(),
+        # Layouts are said, not inferred: inference has no answer for this kernel.
         compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane),
+        kernel_name="paged_prefill_attention",
     )
     out = jax.new_ref(jnp.zeros_like(q))  # tokens in no tile stay zero
     kernel(q, k_pages, v_pages, page_table, tiles, *([] if sinks is None else [sinks]), out)
