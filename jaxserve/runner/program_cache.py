@@ -89,6 +89,7 @@ def _environment() -> str:
     flags = [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
     return _digest(
         jax.__version__,
+        flax.__version__,
         jaxlib.__version__,
         backend,
         devices,
