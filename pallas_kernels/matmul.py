@@ -8,12 +8,17 @@ from pallas_kernels.native import matmul as native
 from pallas_kernels.xla import matmul as xla
 
 
-def matmul_nk(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """`x` `[..., in]` times `weight` `[out, in]` transposed: float32 `[..., out]`.
+def runs_natively(weight: jax.Array) -> bool:
+    """Whether products with `weight` run in the native kernel: with bf16 on one CPU device.
 
-    bf16 on one CPU device runs in the native kernel. XLA's partitioner cannot split that over several devices.
+    XLA's partitioner could not split the kernel over several devices.
     """
-    if x.dtype == weight.dtype == jnp.bfloat16 and library.serves(weight):
+    return weight.dtype == jnp.bfloat16 and library.serves(weight)
+
+
+def matmul_nk(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """`x` `[..., in]` times `weight` `[out, in]` transposed: float32 `[..., out]`."""
+    if x.dtype == weight.dtype and runs_natively(weight):
         y = native.matmul_nk(x.reshape(-1, x.shape[-1]), weight)
         return y.reshape(*x.shape[:-1], -1)
     return xla.matmul_nk(x, weight)

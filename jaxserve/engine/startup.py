@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -16,13 +17,14 @@ from jaxserve.errors import InputError
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.registry import model_config
 from jaxserve.parallel.mesh import make_mesh
-from jaxserve.runner.buckets import TILE_SIZE, Buckets
+from jaxserve.runner.buckets import MIN_DECODE_ROWS, TILE_SIZE, Buckets
 from jaxserve.runner.compilation import use_persistent_cache
 from jaxserve.runner.kv_cache import page_bytes
 from jaxserve.runner.memory import array_bytes, plan_pages, working_bytes
 from jaxserve.runner.runner import Runner
 from pallas_kernels.attention_shape import AttentionShape
 from pallas_kernels.implementations import MOSAIC_GPU, NATIVE, is_hopper
+from pallas_kernels.matmul import runs_natively
 from pallas_kernels.paged_attention import choose_decode, choose_prefill
 
 OnProgress = Callable[[str, int, int], None]  # stage, done, total
@@ -152,6 +154,7 @@ def _resolve(
             max_num_batched_tokens=min(max_num_batched_tokens, max_model_len * max_num_seqs),
             max_model_len=max_model_len,
             page_size=config.page_size,
+            min_decode_rows=1 if runs_natively(jax.tree.leaves(weights)[0]) else MIN_DECODE_ROWS,
         )
 
     num_pages = config.num_pages or plan_pages(
