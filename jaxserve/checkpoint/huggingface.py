@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from jaxserve.checkpoint.safetensors_files import SINGLE_FILE, SafetensorsDirectory
 from jaxserve.errors import InputError
 from jaxserve.models.config import ModelConfig
-from jaxserve.models.llama import LlamaForCausalLM
+from jaxserve.models.decoder import Decoder
 from jaxserve.models.registry import ARCHITECTURES, model_class
 from jaxserve.parallel.mesh import TENSOR, parameter_shardings
 
@@ -100,7 +100,7 @@ def load_weights(
     return graph, nnx.from_flat_state(loaded)
 
 
-def save_weights(model: LlamaForCausalLM, directory: Path, dtype: jnp.dtype = jnp.bfloat16) -> None:
+def save_weights(model: Decoder, directory: Path, dtype: jnp.dtype = jnp.bfloat16) -> None:
     """Write `model`'s parameters to `directory`/model.safetensors under HuggingFace's names."""
     tensors = {}
     for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
@@ -120,7 +120,7 @@ def save_weights(model: LlamaForCausalLM, directory: Path, dtype: jnp.dtype = jn
     )
 
 
-def _hf_names(model: type[LlamaForCausalLM], path: tuple) -> list[str]:
+def _hf_names(model: type[Decoder], path: tuple) -> list[str]:
     """The checkpoint's names for the parameter at `path`, such as `("layers", 3, "mlp", "down", "weight")`."""
     *module, leaf = path
     numbers = [str(step) for step in module if isinstance(step, int)]

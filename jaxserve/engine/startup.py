@@ -55,6 +55,7 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
     hf = read_config(directory)
     generation = read_generation_config(directory)
     model = model_config(hf)
+    model = model.served_up_to(config.max_model_len or model.max_position_embeddings)
     tokenizer = None if config.skip_tokenizer_init else load_tokenizer(Path(config.tokenizer or directory))
     if tokenizer is not None and len(tokenizer) > model.vocab_size:
         raise InputError(

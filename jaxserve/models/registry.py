@@ -4,11 +4,12 @@ from typing import Any
 
 from jaxserve.errors import InputError
 from jaxserve.models.config import ModelConfig
+from jaxserve.models.decoder import Decoder
 from jaxserve.models.llama import LlamaForCausalLM
 from jaxserve.models.qwen2 import Qwen2ForCausalLM
 from jaxserve.models.qwen3 import Qwen3ForCausalLM
 
-ARCHITECTURES: dict[str, type[LlamaForCausalLM]] = {
+ARCHITECTURES: dict[str, type[Decoder]] = {
     "LlamaForCausalLM": LlamaForCausalLM,
     "Qwen2ForCausalLM": Qwen2ForCausalLM,
     "Qwen3ForCausalLM": Qwen3ForCausalLM,
@@ -25,5 +26,5 @@ def model_config(hf: dict[str, Any]) -> ModelConfig:
     raise InputError(f"config.json names {given}; supported architectures are {', '.join(ARCHITECTURES)}")
 
 
-def model_class(config: ModelConfig) -> type[LlamaForCausalLM]:
+def model_class(config: ModelConfig) -> type[Decoder]:
     return ARCHITECTURES[config.architecture]
