@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
+from jaxserve.checkpoint.experts import expert_tensors
 from jaxserve.checkpoint.safetensors_files import SINGLE_FILE, SafetensorsDirectory
 from jaxserve.errors import InputError
 from jaxserve.models.config import ModelConfig
@@ -73,20 +74,10 @@ def load_weights(
     loaded, used = [], set()
     with SafetensorsDirectory(directory) as files:
         for path, variable in stored:
-            names = _hf_names(model_class(config), path)
-            used.update(names)
             target = placed[path]
-            sources = [
-                _Source(
-                    files.tensor(name),
-                    name,
-                    _stored_rows(variable, index),
-                    target.get_metadata()["parts"][index],
-                    target.shape,
-                )
-                for index, name in enumerate(names)
-            ]
-            array = jax.make_array_from_callback(target.shape, shardings[path], _fuse(sources, target.shape, dtype))
+            read, names = _reader(files, _hf_names(model_class(config), path), variable, target)
+            used.update(names)
+            array = jax.make_array_from_callback(target.shape, shardings[path], read)
             loaded.append((path, target.replace(array)))
             on_parameter(len(loaded), len(stored))
         surplus = [name for name in files.names() if name not in used and not _DERIVED.search(name)]
@@ -104,15 +95,15 @@ def save_weights(model: Decoder, directory: Path, dtype: jnp.dtype = jnp.bfloat1
     """Write `model`'s parameters to `directory`/model.safetensors under HuggingFace's names."""
     tensors = {}
     for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        parts = variable.get_metadata()["parts"]
         names = _hf_names(type(model), path)
-        rows = np.asarray(variable[...].astype(dtype))
-        if len(parts) == 1:
-            tensors[names[0]] = rows[: parts[0]]
-            continue
-        blocks = rows.reshape(-1, sum(parts), *rows.shape[1:])
-        for name, piece in zip(names, np.split(blocks, np.cumsum(parts)[:-1], axis=1), strict=True):
-            tensors[name] = piece.reshape(-1, *rows.shape[1:])
+        parts, rows = variable.get_metadata()["parts"], np.asarray(variable[...].astype(dtype))
+        if not variable.get_metadata().get("stacked"):
+            tensors |= _split(names, parts, rows)
+        elif "{}" not in names[0]:
+            tensors[names[0]] = rows.swapaxes(1, 2) if rows.ndim == 3 else rows
+        else:
+            for expert, own in enumerate(rows):
+                tensors |= _split([name.format(expert) for name in names], parts, own)
     save_file(
         {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()},
         directory / SINGLE_FILE,
@@ -120,18 +111,58 @@ def save_weights(model: Decoder, directory: Path, dtype: jnp.dtype = jnp.bfloat1
     )
 
 
+def _split(names: list[str], parts: tuple[int, ...], rows: np.ndarray) -> dict[str, np.ndarray]:
+    """A fused parameter as the tensors that it is made of."""
+    if len(parts) == 1:
+        return {names[0]: rows[: parts[0]]}
+    blocks = rows.reshape(-1, sum(parts), *rows.shape[1:])
+    pieces = np.split(blocks, np.cumsum(parts)[:-1], axis=1)
+    return {name: piece.reshape(-1, *rows.shape[1:]) for name, piece in zip(names, pieces, strict=True)}
+
+
 def _hf_names(model: type[Decoder], path: tuple) -> list[str]:
     """The checkpoint's names for the parameter at `path`, such as `("layers", 3, "mlp", "down", "weight")`."""
     *module, leaf = path
     numbers = [str(step) for step in module if isinstance(step, int)]
     pattern = ".".join("{}" if isinstance(step, int) else step for step in module)
+    if f"{pattern}.{leaf}" in model.HF_NAMES:  # of parameters that do not end in their leaf's name
+        return [name.format(*numbers) for name in model.HF_NAMES[f"{pattern}.{leaf}"]]
     return [f"{name.format(*numbers)}.{leaf}" for name in model.HF_NAMES[pattern]]
 
 
-def _stored_rows(variable: nnx.Variable, part: int) -> int:
-    """How many rows a checkpoint's tensor has that is part `part` of `variable`."""
-    parts = variable.get_metadata()["parts"]
-    blocks = variable.shape[0] // sum(parts) if len(parts) > 1 else 1
+def _reader(
+    files: SafetensorsDirectory, names: list[str], stored: nnx.Variable, target: nnx.Variable
+) -> tuple[Callable[[Any], np.ndarray], list[str]]:
+    """A function that reads any index of `target` from the tensors of `names`, and the names of all that it reads.
+
+    `stored` is the parameter as the checkpoint has it, before KV heads are repeated.
+    """
+    metadata, dtype = target.get_metadata(), target.dtype
+
+    def fuse(tensors: list[Any], names: list[str], stored_shape: tuple, shape: tuple) -> Callable[[Any], np.ndarray]:
+        parts = metadata["parts"]
+        sources = [
+            _Source(tensor, name, _stored_rows(stored_shape[0], parts, index), parts[index], shape)
+            for index, (tensor, name) in enumerate(zip(tensors, names, strict=True))
+        ]
+        return _fuse(sources, shape, dtype)
+
+    if not metadata.get("stacked"):
+        return fuse([files.tensor(name) for name in names], names, stored.shape, target.shape), names
+    experts, *shape = target.shape
+    found = [expert_tensors(files, name, experts) for name in names]
+    tensors = zip(*(tensors for tensors, _ in found), strict=True)
+    readers = [fuse(list(own), names, stored.shape[1:], tuple(shape)) for own in tensors]
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        return np.stack([readers[expert](index[1:]) for expert in range(*index[0].indices(experts))])
+
+    return read, [name for _, used in found for name in used]
+
+
+def _stored_rows(rows: int, parts: tuple[int, ...], part: int) -> int:
+    """How many rows a checkpoint's tensor has that is part `part` of a parameter of so many."""
+    blocks = rows // sum(parts) if len(parts) > 1 else 1
     return blocks * parts[part]
 
 

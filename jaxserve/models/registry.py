@@ -6,13 +6,17 @@ from jaxserve.errors import InputError
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.decoder import Decoder
 from jaxserve.models.llama import LlamaForCausalLM
+from jaxserve.models.mixtral import MixtralForCausalLM
 from jaxserve.models.qwen2 import Qwen2ForCausalLM
 from jaxserve.models.qwen3 import Qwen3ForCausalLM
+from jaxserve.models.qwen3_moe import Qwen3MoeForCausalLM
 
 ARCHITECTURES: dict[str, type[Decoder]] = {
     "LlamaForCausalLM": LlamaForCausalLM,
     "Qwen2ForCausalLM": Qwen2ForCausalLM,
     "Qwen3ForCausalLM": Qwen3ForCausalLM,
+    "MixtralForCausalLM": MixtralForCausalLM,
+    "Qwen3MoeForCausalLM": Qwen3MoeForCausalLM,
 }
 
 

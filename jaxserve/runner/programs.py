@@ -84,7 +84,7 @@ class Programs:
         rows = table[batch.slots]
         lengths = batch.positions + 1  # padding: 0
         attend = self._attend(state.cache, DecodeRows(rows, lengths), rows, jnp.arange(len(lengths)), batch.positions)
-        hidden = model(slots.last_token[batch.slots], jnp.maximum(batch.positions, 0), attend)
+        hidden = model(slots.last_token[batch.slots], batch.positions, attend)
         sampling = jax.tree.map(lambda settings: settings[batch.slots], slots.sampling)
         token_ids, logprobs, vocab = self._sample(
             model, hidden, lengths, batch.slots, batch.slots, sampling, slots.vocab, batch.needs
@@ -107,7 +107,7 @@ class Programs:
             batch.positions,
             tile_size,
         )
-        hidden = model(batch.token_ids, jnp.maximum(batch.positions, 0), attend)
+        hidden = model(batch.token_ids, batch.positions, attend)
         table = slots.page_table.at[batch.slots].set(batch.page_table, mode="drop")
         sampling = jax.tree.map(
             lambda kept, new: kept.at[batch.slots].set(new, mode="drop"), slots.sampling, batch.sampling

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from tests.models.moe_cases import MOE_CASES, feed_forward_shapes
+
 PROMPT_LENGTHS = (5, 17, 40)
 
 _COMMON = {
@@ -68,6 +70,7 @@ CASES: dict[str, dict[str, Any]] = {
     "qwen3-tied-group-8-head-64": _QWEN3
     | _shape(72, 192, heads=16, kv_heads=2, head_dim=64, vocab=517)
     | {"tie_word_embeddings": True},
+    **MOE_CASES,
 }
 
 
@@ -128,12 +131,15 @@ def _tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
             shapes[f"{layer}.self_attn.{projection}_proj.weight"] = (rows, hidden)
             if config["model_type"] == "qwen2":
                 shapes[f"{layer}.self_attn.{projection}_proj.bias"] = (rows,)
-        if config["model_type"] == "qwen3":
+        if config["model_type"] in ("qwen3", "qwen3_moe"):
             shapes |= {f"{layer}.self_attn.{which}_norm.weight": (head_dim,) for which in "qk"}
         shapes[f"{layer}.self_attn.o_proj.weight"] = (hidden, heads * head_dim)
-        shapes[f"{layer}.mlp.gate_proj.weight"] = (intermediate, hidden)
-        shapes[f"{layer}.mlp.up_proj.weight"] = (intermediate, hidden)
-        shapes[f"{layer}.mlp.down_proj.weight"] = (hidden, intermediate)
+        if "num_experts_per_tok" in config:
+            shapes |= feed_forward_shapes(config, index)
+        else:
+            shapes[f"{layer}.mlp.gate_proj.weight"] = (intermediate, hidden)
+            shapes[f"{layer}.mlp.up_proj.weight"] = (intermediate, hidden)
+            shapes[f"{layer}.mlp.down_proj.weight"] = (hidden, intermediate)
         shapes[f"{layer}.input_layernorm.weight"] = (hidden,)
         shapes[f"{layer}.post_attention_layernorm.weight"] = (hidden,)
     shapes["model.norm.weight"] = (hidden,)
