@@ -27,7 +27,10 @@ def _setting(default: Any, help: str) -> Any:
 class EngineConfig:
     """What an engine is made of. None lets the engine choose from the model and the device."""
 
-    model: str | None = _setting(None, "HuggingFace model directory; the demo model that ships inside if left out")
+    model: str | None = _setting(
+        None, "model directory, or an id of HuggingFace's hub; the demo model that ships inside if left out"
+    )
+    revision: str | None = _setting(None, "branch, tag or commit of a hub id; a commit pins it")
     tokenizer: str | None = _setting(None, "directory of the tokenizer, if not the model's")
     skip_tokenizer_init: bool = _setting(False, "load no tokenizer: token ids in, token ids out")
     dtype: str = _setting("auto", f"of weights and KV cache: {', '.join(DTYPES)}; auto takes the checkpoint's")
@@ -88,6 +91,11 @@ class EngineConfig:
         """From keywords or a file's entries; an unknown name is an error that names the nearest known one."""
         known = [field.name for field in dataclasses.fields(cls)]
         for name in settings:
+            if name == "trust_remote_code":
+                raise InputError(
+                    "trust_remote_code is no setting, since code that comes with a checkpoint is never run; leave it "
+                    "out, and convert a checkpoint that needs it to a supported architecture"
+                )
             if name not in known:
                 raise InputError(f"there is no setting {name!r}{nearest(name, known)}")
         return cls(**settings)

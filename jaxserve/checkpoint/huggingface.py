@@ -6,15 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
-from jaxserve.checkpoint.experts import expert_tensors
+from jaxserve.checkpoint.fusing import Source, Sources
+from jaxserve.checkpoint.placement import Plan, place
 from jaxserve.checkpoint.safetensors_files import SINGLE_FILE, SafetensorsDirectory
+from jaxserve.checkpoint.stacks import stacked_tensors, unstack
 from jaxserve.errors import InputError
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.decoder import Decoder
@@ -38,11 +39,16 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise InputError(f"{path} names no model_type; give the config.json of a HuggingFace model")
     architectures = given.get("architectures")
     if not set(architectures or ()) & set(ARCHITECTURES):
+        if "auto_map" in given:
+            raise InputError(
+                f"{path} wants code of its own to be run (auto_map), which never happens here; convert the checkpoint "
+                f"to one of the supported architectures, {', '.join(ARCHITECTURES)}"
+            )
         return given  # the registry refuses it by name
     from transformers import AutoConfig  # here, since its import takes seconds
 
     try:
-        settings = {name: value for name, value in given.items() if name != "model_type"}
+        settings = {name: value for name, value in given.items() if name not in ("model_type", "auto_map")}
         return AutoConfig.for_model(given["model_type"], **settings).to_dict() | {"architectures": architectures}
     except Exception as error:  # its checks raise errors of many kinds, some of several lines
         reason = " ".join(str(*error.args[:1]).split()).split(". ")[0].rstrip(".")
@@ -59,28 +65,30 @@ def load_weights(
     directory: Path,
     config: ModelConfig,
     mesh: Mesh,
-    dtype: jnp.dtype,
-    on_parameter: Callable[[int, int], None] = lambda done, total: None,
+    dtype: jnp.dtype | None,
+    on_bytes: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """The model of `directory` on `mesh`; each device's slices are read from the files and placed on it directly.
 
-    Raises `InputError` that names the file or the tensor with its expected and found shapes. `on_parameter` is told
-    how many parameters of how many are in place.
+    Without a `dtype`, every parameter keeps its tensors' own. Raises `InputError` that names the file or the tensor
+    with its expected and found shapes. `on_bytes` is told how many bytes of how many are in place.
     """
-    stored = nnx.to_flat_state(abstract_model(config, dtype)[1])
-    graph, state = abstract_model(config.over_tensor_axis(mesh.shape[TENSOR]), dtype)
-    placed = dict(nnx.to_flat_state(state))
+    graph, state = abstract_model(config, dtype or jnp.dtype(jnp.float32))
+    stored = nnx.to_flat_state(state)
+    if (on_mesh := config.over_tensor_axis(mesh.shape[TENSOR])) != config:
+        graph, state = abstract_model(on_mesh, dtype or jnp.dtype(jnp.float32))
+    targets = dict(nnx.to_flat_state(state))
     shardings = dict(nnx.to_flat_state(parameter_shardings(mesh, state)))
-    loaded, used = [], set()
-    with SafetensorsDirectory(directory) as files:
-        for path, variable in stored:
-            target = placed[path]
-            read, names = _reader(files, _hf_names(model_class(config), path), variable, target)
-            used.update(names)
-            array = jax.make_array_from_callback(target.shape, shardings[path], read)
-            loaded.append((path, target.replace(array)))
-            on_parameter(len(loaded), len(stored))
-        surplus = [name for name in files.names() if name not in used and not _DERIVED.search(name)]
+    files = SafetensorsDirectory(directory)
+    used, plans = set(), []
+    for path, variable in stored:
+        target, names = targets[path], _hf_names(model_class(config), path)
+        sources, kinds, own = _sources(files, names, variable, target)
+        used.update(own)
+        kind = target.dtype if dtype else np.result_type(*kinds)
+        plans.append(Plan(target.shape, np.dtype(kind), shardings[path], sources))
+    surplus = [name for name in files.names() if name not in used and not _DERIVED.search(name)]
+    surplus = [name for name in surplus if not name.startswith(config.unused_tensors)]
     if config.tie_word_embeddings:
         surplus = [name for name in surplus if name != "lm_head.weight"]  # some writers repeat the tied table
     if surplus:
@@ -88,22 +96,25 @@ def load_weights(
             f"{directory} holds {surplus[0]!r}, first of {len(surplus)} that {config.architecture} has no place for; "
             "its config.json and its weights do not belong together"
         )
-    return graph, nnx.from_flat_state(loaded)
+    arrays = place(plans, on_bytes)
+    return graph, nnx.from_flat_state(
+        [(path, targets[path].replace(array)) for (path, _), array in zip(stored, arrays, strict=True)]
+    )
 
 
 def save_weights(model: Decoder, directory: Path, dtype: jnp.dtype = jnp.bfloat16) -> None:
     """Write `model`'s parameters to `directory`/model.safetensors under HuggingFace's names."""
     tensors = {}
     for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        names = _hf_names(type(model), path)
-        parts, rows = variable.get_metadata()["parts"], np.asarray(variable[...].astype(dtype))
-        if not variable.get_metadata().get("stacked"):
-            tensors |= _split(names, parts, rows)
-        elif "{}" not in names[0]:
-            tensors[names[0]] = rows.swapaxes(1, 2) if rows.ndim == 3 else rows
+        metadata, names = variable.get_metadata(), _hf_names(type(model), path)
+        rows = np.asarray(variable[...].astype(dtype))
+        if metadata.get("stacked") is None:
+            tensors |= _split(names, metadata["parts"], rows)
+        elif "{}" in names[0]:
+            for entry, own in enumerate(rows):
+                tensors |= _split([name.format(entry) for name in names], metadata["parts"], own)
         else:
-            for expert, own in enumerate(rows):
-                tensors |= _split([name.format(expert) for name in names], parts, own)
+            unstack(tensors, names[0], metadata["stacked"], rows)
     save_file(
         {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()},
         directory / SINGLE_FILE,
@@ -125,89 +136,48 @@ def _hf_names(model: type[Decoder], path: tuple) -> list[str]:
     *module, leaf = path
     numbers = [str(step) for step in module if isinstance(step, int)]
     pattern = ".".join("{}" if isinstance(step, int) else step for step in module)
-    if f"{pattern}.{leaf}" in model.HF_NAMES:  # of parameters that do not end in their leaf's name
+    if f"{pattern}.{leaf}" in model.HF_NAMES:  # of parameters that are not called after their leaf
         return [name.format(*numbers) for name in model.HF_NAMES[f"{pattern}.{leaf}"]]
     return [f"{name.format(*numbers)}.{leaf}" for name in model.HF_NAMES[pattern]]
 
 
-def _reader(
+def _sources(
     files: SafetensorsDirectory, names: list[str], stored: nnx.Variable, target: nnx.Variable
-) -> tuple[Callable[[Any], np.ndarray], list[str]]:
-    """A function that reads any index of `target` from the tensors of `names`, and the names of all that it reads.
+) -> tuple[Sources, list[np.dtype], list[str]]:
+    """What `target` is made of, with the dtypes and names of the tensors; `stored` is the parameter unrepeated."""
+    parts = stored.get_metadata()["parts"], target.get_metadata()["parts"]
+    stack = stored.get_metadata().get("stacked")
+    if stack is None:
+        tensors = [files.tensor(name) for name in names]
+        return _parts(names, tensors, stored.shape, *parts), [tensor.dtype for tensor in tensors], names
+    found = [stacked_tensors(files, name, stack, stored.shape) for name in names]
+    entries = list(zip(*(rows for rows, _ in found), strict=True))
+    sources = [
+        _parts([name.format(entry) for name in names], list(tensors), stored.shape[1:], *parts)
+        for entry, tensors in enumerate(entries)
+    ]
+    return sources, [rows.dtype for rows in entries[0]], [name for _, own in found for name in own]
 
-    `stored` is the parameter as the checkpoint has it, before KV heads are repeated.
+
+def _parts(
+    names: list[str],
+    tensors: list[np.ndarray],
+    shape: tuple[int, ...],
+    parts: tuple[int, ...],
+    target_parts: tuple[int, ...],
+) -> list[Source]:
+    """The tensors as the parts of a parameter, after a check of their shapes against its own, `shape`.
+
+    One tensor for several parts has them fused already, one after the other.
     """
-    metadata, dtype = target.get_metadata(), target.dtype
-
-    def fuse(tensors: list[Any], names: list[str], stored_shape: tuple, shape: tuple) -> Callable[[Any], np.ndarray]:
-        parts = metadata["parts"]
-        sources = [
-            _Source(tensor, name, _stored_rows(stored_shape[0], parts, index), parts[index], shape)
-            for index, (tensor, name) in enumerate(zip(tensors, names, strict=True))
-        ]
-        return _fuse(sources, shape, dtype)
-
-    if not metadata.get("stacked"):
-        return fuse([files.tensor(name) for name in names], names, stored.shape, target.shape), names
-    experts, *shape = target.shape
-    found = [expert_tensors(files, name, experts) for name in names]
-    tensors = zip(*(tensors for tensors, _ in found), strict=True)
-    readers = [fuse(list(own), names, stored.shape[1:], tuple(shape)) for own in tensors]
-
-    def read(index: tuple[slice, ...]) -> np.ndarray:
-        return np.stack([readers[expert](index[1:]) for expert in range(*index[0].indices(experts))])
-
-    return read, [name for _, used in found for name in used]
-
-
-def _stored_rows(rows: int, parts: tuple[int, ...], part: int) -> int:
-    """How many rows a checkpoint's tensor has that is part `part` of a parameter of so many."""
-    blocks = rows // sum(parts) if len(parts) > 1 else 1
-    return blocks * parts[part]
-
-
-class _Source:
-    """One tensor of a checkpoint as a part of a fused parameter: `part` rows of every block.
-
-    KV heads may be fewer in the checkpoint than on the mesh; each is then repeated in neighbouring blocks.
-    """
-
-    def __init__(self, tensor: Any, name: str, stored_rows: int, part: int, fused_shape: tuple[int, ...]):
-        found, expected = list(tensor.get_shape()), [stored_rows, *fused_shape[1:]]
+    blocks = shape[0] // sum(parts) if len(parts) > 1 else 1
+    rows = [blocks * part for part in parts]
+    for name, tensor, height in zip(names, tensors, [sum(rows)] if len(names) == 1 else rows, strict=True):
+        found, expected = list(tensor.shape), [height, *shape[1:]]
         if found != expected:
             raise InputError(
                 f"tensor {name!r} has shape {found}, and by config.json it is {expected}; they do not belong together"
             )
-        self._tensor = tensor
-        self._stored_rows = stored_rows
-        self.part = part
-
-    def blocks(self, first: int, last: int, total: int, rest: tuple[slice, ...]) -> np.ndarray:
-        """Blocks `first` to `last` of `total`: `[last - first, part, ...]`."""
-        repeats = total * self.part // self._stored_rows
-        low, high = first // repeats, -(-last // repeats)
-        rows = self._tensor[(slice(low * self.part, high * self.part), *rest)]
-        blocks = rows.reshape(high - low, self.part, *rows.shape[1:])
-        return np.repeat(blocks, repeats, axis=0)[first - low * repeats : last - low * repeats]
-
-    def rows(self, start: int, stop: int, rest: tuple[slice, ...]) -> np.ndarray:
-        """Rows `start` to `stop`, zeros where the checkpoint has none (a padded vocabulary)."""
-        found = self._tensor[(slice(min(start, self._stored_rows - 1), min(stop, self._stored_rows)), *rest)]
-        found = found if start < self._stored_rows else found[:0]
-        missing = stop - start - len(found)
-        return np.pad(found, ((0, missing), *((0, 0),) * (found.ndim - 1))) if missing else found
-
-
-def _fuse(sources: list[_Source], shape: tuple[int, ...], dtype: jnp.dtype) -> Callable[[Any], np.ndarray]:
-    """A function that reads any index of the fused parameter from the sources that it is made of."""
-    block_rows = sum(source.part for source in sources)
-
-    def read(index: tuple[slice, ...]) -> np.ndarray:
-        start, stop, _ = index[0].indices(shape[0])
-        if len(sources) == 1:
-            return sources[0].rows(start, stop, index[1:]).astype(dtype)
-        first, last, total = start // block_rows, stop // block_rows, shape[0] // block_rows
-        blocks = np.concatenate([source.blocks(first, last, total, index[1:]) for source in sources], axis=1)
-        return blocks.reshape(stop - start, *blocks.shape[2:]).astype(dtype)
-
-    return read
+    if len(names) == 1 and len(parts) > 1:
+        names, tensors = names * len(parts), np.split(tensors[0], np.cumsum(rows)[:-1])
+    return [Source(*source) for source in zip(names, tensors, target_parts, strict=True)]

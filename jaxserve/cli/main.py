@@ -16,6 +16,7 @@ COMMANDS = {
     "serve": ("jaxserve.cli.serve", "answer OpenAI's API over HTTP"),
     "bench throughput": ("jaxserve.cli.bench.throughput", "many requests at once: tokens per second"),
     "bench latency": ("jaxserve.cli.bench.latency", "one batch again and again: time to first token and per token"),
+    "bench load": ("jaxserve.cli.bench.load", "a checkpoint onto the devices: bytes per second and memory"),
     "env": ("jaxserve.cli.env", "show versions, devices and the CPU's features"),
 }
 

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxserve.checkpoint.huggingface import load_weights, read_config
+from jaxserve.checkpoint.model_files import find_model
 from jaxserve.checkpoint.tokenizer import eos_token_ids, load_tokenizer, read_generation_config, sampling_defaults
 from jaxserve.config import DEMO_MODEL, EngineConfig, ResolvedConfig
 from jaxserve.errors import InputError
@@ -49,14 +51,12 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
         seconds[name], start = time.perf_counter() - start, time.perf_counter()
 
     use_persistent_cache(config.compilation_cache_dir)
-    directory = Path(config.model or DEMO_MODEL).expanduser()
-    if not directory.is_dir():
-        raise InputError(f"there is no model directory {directory}; give the path of a HuggingFace model directory")
-    hf = read_config(directory)
-    generation = read_generation_config(directory)
+    files = find_model(config.model or str(DEMO_MODEL), revision=config.revision)
+    hf = read_config(files.config)
+    generation = read_generation_config(files.config)
     model = model_config(hf)
     model = model.served_up_to(config.max_model_len or model.max_position_embeddings)
-    tokenizer = None if config.skip_tokenizer_init else load_tokenizer(Path(config.tokenizer or directory))
+    tokenizer = None if config.skip_tokenizer_init else load_tokenizer(Path(config.tokenizer or files.config))
     if tokenizer is not None and len(tokenizer) > model.vocab_size:
         raise InputError(
             f"the tokenizer has {len(tokenizer)} tokens and the model {model.vocab_size}; they do not belong together"
@@ -65,13 +65,11 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
 
     mesh = make_mesh(config.tensor_parallel_size)
     placed = model.over_tensor_axis(config.tensor_parallel_size)
-    dtype = _dtype(config.dtype, hf)
-    graph, weights = load_weights(
-        directory, model, mesh, dtype, lambda done, total: on_progress("weights", done, total)
-    )
+    dtype = serving_dtype(config.dtype, hf)
+    graph, weights = load_weights(files.weights, model, mesh, dtype, partial(on_progress, "weights"))
     stage_done("weights")
 
-    resolved, buckets = _resolve(config, directory, placed, weights, mesh.devices, dtype)
+    resolved, buckets = _resolve(config, files.name, placed, weights, mesh.devices, dtype)
     runner = Runner(
         graph,
         weights,
@@ -89,7 +87,8 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
     return Loaded(resolved, model, tokenizer, eos, sampling_defaults(generation), buckets, runner, seconds)
 
 
-def _dtype(name: str, hf: dict[str, Any]) -> jnp.dtype:
+def serving_dtype(name: str, hf: dict[str, Any]) -> jnp.dtype:
+    """The setting `dtype`, or what `auto` is for the checkpoint's config."""
     if name == "auto":
         stored = str(hf.get("dtype") or hf.get("torch_dtype") or "bfloat16").removeprefix("torch.")
         name = stored if stored in ("bfloat16", "float16", "float32") else "bfloat16"
@@ -97,7 +96,7 @@ def _dtype(name: str, hf: dict[str, Any]) -> jnp.dtype:
 
 
 def _resolve(
-    config: EngineConfig, directory: Path, model: ModelConfig, weights: Any, devices: np.ndarray, dtype: jnp.dtype
+    config: EngineConfig, name: str, model: ModelConfig, weights: Any, devices: np.ndarray, dtype: jnp.dtype
 ) -> tuple[ResolvedConfig, Buckets]:
     """Every setting that was left open, from the model, the platform and the memory at hand; and the buckets of it."""
     on_cpu = devices.flat[0].platform == "cpu"
@@ -135,7 +134,7 @@ def _resolve(
         )
     max_model_len = min(max_model_len, held)
     chosen = {
-        "model": str(directory),
+        "model": name,
         "dtype": dtype.name,
         "max_model_len": max_model_len,
         "max_num_seqs": max_num_seqs,

@@ -58,6 +58,8 @@ class Attention(nnx.Module):
         scale: float | None = None,
         window: int | None = None,
         soft_cap: float | None = None,
+        o_bias: bool = False,
+        sinks: bool = False,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
@@ -74,8 +76,15 @@ class Attention(nnx.Module):
             rngs=rngs,
         )
         self.o = Linear(
-            num_heads * head_dim, hidden_size, partition=PartitionSpec(None, "tensor"), dtype=dtype, rngs=rngs
+            num_heads * head_dim,
+            hidden_size,
+            partition=PartitionSpec(None, "tensor"),
+            bias=o_bias,
+            dtype=dtype,
+            rngs=rngs,
         )
+        by_head = {"partition": PartitionSpec("tensor"), "parts": (num_heads,)}
+        self.sinks = nnx.Param(jnp.zeros((num_heads,), dtype), **by_head) if sinks else None
         self.q_norm, self.k_norm = q_norm, k_norm
         self.interleaved_rope = interleaved_rope
         self.scale = head_dim**-0.5 if scale is None else scale
@@ -90,5 +99,6 @@ class Attention(nnx.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = (apply_rope(heads, *rope, interleaved=self.interleaved_rope) for heads in (q, k))
-        out = attend(layer, q, k, v, scale=self.scale, window=self.window, soft_cap=self.soft_cap)
+        sinks = None if self.sinks is None else self.sinks[...].astype(jnp.float32)
+        out = attend(layer, q, k, v, scale=self.scale, window=self.window, soft_cap=self.soft_cap, sinks=sinks)
         return self.o(out.reshape(*x.shape[:-1], -1))

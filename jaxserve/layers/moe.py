@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from jaxserve.layers.linear import matmul_nk
+from jaxserve.layers.linear import Stack, matmul_nk
 from jaxserve.layers.mlp import GatedMLP, gate_up_block
 from jaxserve.parallel.mesh import TENSOR
 from pallas_kernels.xla.grouped_matmul import grouped_matmul
@@ -108,8 +108,8 @@ class StackedLinear(nnx.Module):
     ):
         split = (TENSOR, None) if axis == 0 else (None, TENSOR)
         weight = nnx.initializers.normal(0.02)(rngs.params(), (experts, out_features, in_features), dtype)
-        self.weight = nnx.Param(weight, partition=PartitionSpec(None, *split), parts=parts, stacked=True)
-        biases = {"partition": PartitionSpec(None, split[0]), "parts": parts, "stacked": True}
+        self.weight = nnx.Param(weight, partition=PartitionSpec(None, *split), parts=parts, stacked=Stack())
+        biases = {"partition": PartitionSpec(None, split[0]), "parts": parts, "stacked": Stack()}
         self.bias = nnx.Param(jnp.zeros((experts, out_features), dtype), **biases) if bias else None
 
 

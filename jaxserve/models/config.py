@@ -39,10 +39,21 @@ class ModelConfig:
     tie_word_embeddings: bool = False
     qkv_bias: bool = False
     qk_norm: bool = False
+    unused_tensors: tuple[str, ...] = ()  # what the names of tensors begin with that a checkpoint has beyond the model
 
     @property
     def num_layers(self) -> int:
         return len(self.layer_kinds)
+
+    @property
+    def key_dim(self) -> int:
+        """Numbers of a KV head's key in the cache."""
+        return self.head_dim
+
+    @property
+    def value_dim(self) -> int:
+        """Numbers of a KV head's value in the cache; 0 if values are the first numbers of the keys."""
+        return self.head_dim
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:

@@ -34,6 +34,11 @@ class MoEConfig(ModelConfig):
                 f"config.json asks for {router.kept_groups} of {router.groups} groups of {router.num_experts} experts: "
                 "topk_group is from 1 to n_group, and the groups are equal"
             )
+        if router.num_experts // router.groups < router.group_score_of:
+            raise InputError(
+                f"n_group={router.groups} makes groups of {router.num_experts // router.groups} experts, and a group "
+                f"is chosen by its best {router.group_score_of}; lower n_group"
+            )
         choice = router.num_experts // router.groups * router.kept_groups
         if not 0 < router.experts_per_token <= choice:
             raise InputError(

@@ -119,3 +119,15 @@ def test_a_run_prints_and_writes_its_numbers(command: str, case: str, tmp_path: 
     assert "output tokens per second" in printed
     assert "GB/s" in printed
     assert max(map(len, printed.splitlines())) < 130
+
+
+def test_loading_is_measured_against_cat(tmp_path: Path, capsys: pytest.CaptureFixture):
+    model, file = write_checkpoint(TIED, tmp_path / "tiny"), tmp_path / "result.json"
+    words = ["--model", str(model), "--tensor-parallel-size", "4", "--num-iters", "2", "--output-json", str(file)]
+    assert main(["bench", "load", *words]) == 0
+    report = json.loads(file.read_text())
+    assert report["file_bytes"] == (model / "model.safetensors").stat().st_size
+    assert len(report["cat_seconds"]) == len(report["load_seconds"]) == 2
+    assert report["share_of_cat"] == pytest.approx(report["load_bytes_per_second"] / report["cat_bytes_per_second"])
+    assert report["largest_shard_bytes"] == 2 * (4 + 2) * 64 * 72  # four heads, with a KV head of their own
+    assert "% of cat" in capsys.readouterr().out

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from tests.models.moe_cases import MOE_CASES, feed_forward_shapes
+from tests.models.moe_cases import MOE_CASES, feed_forward_shapes, latent_attention_shapes
 
 PROMPT_LENGTHS = (5, 17, 40)
 
@@ -104,16 +104,22 @@ def make_tensors(case: str, seed: int) -> dict[str, np.ndarray]:
     random = np.random.RandomState(seed)  # the generator whose stream numpy promises never to change
 
     def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        if name.endswith("_blocks"):
+            return random.randint(256, size=shape, dtype=np.uint8)
+        if name.endswith("_scales"):  # of numbers whose mean square is some 9: powers of two from 1/64 to 1/16
+            return random.randint(127 - 6, 127 - 3, size=shape, dtype=np.uint8)
         values = random.standard_normal(shape)
         if name.endswith("norm.weight"):
             values = 1 + 0.3 * values
-        elif name.endswith("bias"):
+        elif name.endswith(("bias", "sinks")):
             values *= 0.3
         elif "embed_tokens" in name:  # small beside what the layers add: a tied model would repeat its last token
             values *= 0.1
         else:
             gain = {"q_proj": 1.5, "k_proj": 1.5, "lm_head": 3.0}.get(name.split(".")[-2], 1.0)
-            values *= gain / np.sqrt(shape[-1])
+            values *= gain / np.sqrt(
+                shape[-2] if name.endswith(("experts.gate_up_proj", "experts.down_proj")) else shape[-1]
+            )
         return values.astype(np.float32)
 
     return {name: draw(name, shape) for name, shape in _tensor_shapes(CASES[case]).items()}
@@ -122,18 +128,13 @@ def make_tensors(case: str, seed: int) -> dict[str, np.ndarray]:
 def _tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Every tensor that a checkpoint of `config` holds, under HuggingFace's name."""
     hidden, intermediate, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
-    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-    head_dim = config.get("head_dim", hidden // heads)
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, hidden)}
     for index in range(config["num_hidden_layers"]):
         layer = f"model.layers.{index}"
-        for projection, rows in (("q", heads * head_dim), ("k", kv_heads * head_dim), ("v", kv_heads * head_dim)):
-            shapes[f"{layer}.self_attn.{projection}_proj.weight"] = (rows, hidden)
-            if config["model_type"] == "qwen2":
-                shapes[f"{layer}.self_attn.{projection}_proj.bias"] = (rows,)
-        if config["model_type"] in ("qwen3", "qwen3_moe"):
-            shapes |= {f"{layer}.self_attn.{which}_norm.weight": (head_dim,) for which in "qk"}
-        shapes[f"{layer}.self_attn.o_proj.weight"] = (hidden, heads * head_dim)
+        if "kv_lora_rank" in config:
+            shapes |= latent_attention_shapes(config, index)
+        else:
+            shapes |= _attention_shapes(config, f"{layer}.self_attn")
         if "num_experts_per_tok" in config:
             shapes |= feed_forward_shapes(config, index)
         else:
@@ -145,4 +146,20 @@ def _tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     shapes["model.norm.weight"] = (hidden,)
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (vocab, hidden)
+    return shapes
+
+
+def _attention_shapes(config: dict[str, Any], attention: str) -> dict[str, tuple[int, ...]]:
+    hidden, heads, kv_heads = (config[f] for f in ("hidden_size", "num_attention_heads", "num_key_value_heads"))
+    kind, head_dim = config["model_type"], config.get("head_dim", hidden // heads)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for projection, rows in (("q", heads * head_dim), ("k", kv_heads * head_dim), ("v", kv_heads * head_dim)):
+        shapes[f"{attention}.{projection}_proj.weight"] = (rows, hidden)
+        if kind in ("qwen2", "gpt_oss"):
+            shapes[f"{attention}.{projection}_proj.bias"] = (rows,)
+    if kind in ("qwen3", "qwen3_moe"):
+        shapes |= {f"{attention}.{which}_norm.weight": (head_dim,) for which in "qk"}
+    shapes[f"{attention}.o_proj.weight"] = (hidden, heads * head_dim)
+    if kind == "gpt_oss":
+        shapes |= {f"{attention}.o_proj.bias": (hidden,), f"{attention}.sinks": (heads,)}
     return shapes
