@@ -41,13 +41,11 @@ class LatentAttention(nnx.Module):
         settings = {"dtype": dtype, "rngs": rngs}
         whole, by_row = PartitionSpec(None, None), PartitionSpec(TENSOR, None)
         q_rows = num_heads * (nope_dim + rope_dim)
-        self.q = self.q_down = self.q_up = self.q_norm = None
-        if q_rank is None:
-            self.q = Linear(hidden_size, q_rows, partition=by_row, **settings)
-        else:
-            self.q_down = Linear(hidden_size, q_rank, partition=whole, **settings)
-            self.q_norm = RMSNorm(q_rank, epsilon=_EPSILON, dtype=dtype)
-            self.q_up = Linear(q_rank, q_rows, partition=by_row, **settings)
+        direct = q_rank is None
+        self.q = Linear(hidden_size, q_rows, partition=by_row, **settings) if direct else None
+        self.q_down = None if direct else Linear(hidden_size, q_rank, partition=whole, **settings)
+        self.q_norm = None if direct else RMSNorm(q_rank, epsilon=_EPSILON, dtype=dtype)
+        self.q_up = None if direct else Linear(q_rank, q_rows, partition=by_row, **settings)
         self.kv_down = Linear(hidden_size, kv_rank + rope_dim, partition=whole, **settings)
         self.kv_norm = RMSNorm(kv_rank, epsilon=_EPSILON, dtype=dtype)
         # Two parameters of what a checkpoint holds as one: a slice of a weight is copied on every call.
