@@ -76,16 +76,7 @@ def load_weights(
             names = _hf_names(model_class(config), path)
             used.update(names)
             target = placed[path]
-            sources = [
-                _Source(
-                    files.tensor(name),
-                    name,
-                    _stored_rows(variable, index),
-                    target.get_metadata()["parts"][index],
-                    target.shape,
-                )
-                for index, name in enumerate(names)
-            ]
+            sources = _sources(names, [files.tensor(name) for name in names], variable, target)
             array = jax.make_array_from_callback(target.shape, shardings[path], _fuse(sources, target.shape, dtype))
             loaded.append((path, target.replace(array)))
             on_parameter(len(loaded), len(stored))
@@ -111,8 +102,8 @@ def save_weights(model: Decoder, directory: Path, dtype: jnp.dtype = jnp.bfloat1
             tensors[names[0]] = rows[: parts[0]]
             continue
         blocks = rows.reshape(-1, sum(parts), *rows.shape[1:])
-        for name, piece in zip(names, np.split(blocks, np.cumsum(parts)[:-1], axis=1), strict=True):
-            tensors[name] = piece.reshape(-1, *rows.shape[1:])
+        pieces = [part.reshape(-1, *rows.shape[1:]) for part in np.split(blocks, np.cumsum(parts)[:-1], axis=1)]
+        tensors |= dict(zip(names, pieces if len(names) > 1 else [np.concatenate(pieces)], strict=True))
     save_file(
         {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()},
         directory / SINGLE_FILE,
@@ -128,34 +119,42 @@ def _hf_names(model: type[Decoder], path: tuple) -> list[str]:
     return [f"{name.format(*numbers)}.{leaf}" for name in model.HF_NAMES[pattern]]
 
 
-def _stored_rows(variable: nnx.Variable, part: int) -> int:
-    """How many rows a checkpoint's tensor has that is part `part` of `variable`."""
-    parts = variable.get_metadata()["parts"]
-    blocks = variable.shape[0] // sum(parts) if len(parts) > 1 else 1
-    return blocks * parts[part]
+def _sources(names: list[str], tensors: list[Any], stored: nnx.Variable, target: nnx.Variable) -> list["_Source"]:
+    """The tensors as the parts of `target`, after a check of their shapes against `stored`, the parameter unrepeated.
 
-
-class _Source:
-    """One tensor of a checkpoint as a part of a fused parameter: `part` rows of every block.
-
-    KV heads may be fewer in the checkpoint than on the mesh; each is then repeated in neighbouring blocks.
+    One tensor for several parts has them fused already, one after the other.
     """
-
-    def __init__(self, tensor: Any, name: str, stored_rows: int, part: int, fused_shape: tuple[int, ...]):
-        found, expected = list(tensor.get_shape()), [stored_rows, *fused_shape[1:]]
+    parts = stored.get_metadata()["parts"]
+    blocks = stored.shape[0] // sum(parts) if len(parts) > 1 else 1
+    rows = [blocks * part for part in parts]
+    for name, tensor, height in zip(names, tensors, [sum(rows)] if len(names) == 1 else rows, strict=True):
+        found, expected = list(tensor.get_shape()), [height, *stored.shape[1:]]
         if found != expected:
             raise InputError(
                 f"tensor {name!r} has shape {found}, and by config.json it is {expected}; they do not belong together"
             )
+    starts = [0] * len(parts)
+    if len(tensors) == 1:
+        tensors, starts = tensors * len(parts), [sum(rows[:part]) for part in range(len(parts))]
+    return [_Source(*source) for source in zip(tensors, starts, rows, target.get_metadata()["parts"], strict=True)]
+
+
+class _Source:
+    """Rows of a checkpoint's tensor as a part of a fused parameter: `part` rows of every block.
+
+    KV heads may be fewer in the checkpoint than on the mesh; each is then repeated in neighbouring blocks.
+    """
+
+    def __init__(self, tensor: Any, first_row: int, stored_rows: int, part: int):
         self._tensor = tensor
-        self._stored_rows = stored_rows
+        self._first_row, self._stored_rows = first_row, stored_rows
         self.part = part
 
     def blocks(self, first: int, last: int, total: int, rest: tuple[slice, ...]) -> np.ndarray:
         """Blocks `first` to `last` of `total`: `[last - first, part, ...]`."""
         repeats = total * self.part // self._stored_rows
         low, high = first // repeats, -(-last // repeats)
-        rows = self._tensor[(slice(low * self.part, high * self.part), *rest)]
+        rows = self._tensor[(slice(self._first_row + low * self.part, self._first_row + high * self.part), *rest)]
         blocks = rows.reshape(high - low, self.part, *rows.shape[1:])
         return np.repeat(blocks, repeats, axis=0)[first - low * repeats : last - low * repeats]
 

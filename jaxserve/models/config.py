@@ -39,6 +39,7 @@ class ModelConfig:
     tie_word_embeddings: bool = False
     qkv_bias: bool = False
     qk_norm: bool = False
+    attention_scale: float | None = None  # of scores, before the softmax; None: head_dim ** -0.5
 
     @property
     def num_layers(self) -> int:
