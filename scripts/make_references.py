@@ -1,5 +1,5 @@
 """Write tests/models/references/. Run it where PyTorch is installed, as `python -m scripts.make_references [case …]`:
-for the cases named, or for all.
+for the cases named, or for all and the ropes.
 
 Each case gets the first seed whose greedy tokens all lead by a clear margin, so that equal tokens are a fair demand.
 """
@@ -12,6 +12,7 @@ import numpy as np
 
 from tests.models.cases import CASES, write_checkpoint
 from tests.models.references import STORED, STORED_POSITIONS, Reference, live_reference
+from tests.models.ropes import ROPES, live_rope
 
 LEAST_MARGIN = 1e-3
 
@@ -27,11 +28,23 @@ def first_clear_seed(case: str) -> tuple[int, Reference]:
     raise SystemExit(f"no seed below 100 gives {case} a margin above {LEAST_MARGIN}")
 
 
+def write_ropes() -> None:
+    arrays = {}
+    for name in ROPES:
+        arrays[name], factor = live_rope(name)
+        arrays[f"{name}/factor"] = np.array(factor)
+    np.savez_compressed(STORED / "rope.npz", **arrays)
+
+
 def main(cases: list[str]) -> None:
-    if unknown := sorted(set(cases) - CASES.keys()):
-        raise SystemExit(f"there is no case {unknown[0]}; cases are {', '.join(CASES)}")
+    known = (*CASES, "rope")
+    if unknown := sorted(set(cases) - set(known)):
+        raise SystemExit(f"there is no case {unknown[0]}; cases are {', '.join(known)}")
     STORED.mkdir(exist_ok=True)
-    for case in cases or CASES:
+    for case in cases or known:
+        if case == "rope":
+            write_ropes()
+            continue
         seed, reference = first_clear_seed(case)
         path = STORED / f"{case}.npz"
         logits = reference.logits[STORED_POSITIONS]

@@ -127,8 +127,8 @@ def _split(names: list[str], parts: tuple[int, ...], rows: np.ndarray) -> dict[s
     if len(parts) == 1:
         return {names[0]: rows[: parts[0]]}
     blocks = rows.reshape(-1, sum(parts), *rows.shape[1:])
-    pieces = np.split(blocks, np.cumsum(parts)[:-1], axis=1)
-    return {name: piece.reshape(-1, *rows.shape[1:]) for name, piece in zip(names, pieces, strict=True)}
+    pieces = [part.reshape(-1, *rows.shape[1:]) for part in np.split(blocks, np.cumsum(parts)[:-1], axis=1)]
+    return dict(zip(names, pieces if len(names) > 1 else [np.concatenate(pieces)], strict=True))
 
 
 def _hf_names(model: type[Decoder], path: tuple) -> list[str]:

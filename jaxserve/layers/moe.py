@@ -144,7 +144,8 @@ class MixtureOfExperts(nnx.Module):
         """`[..., tokens, hidden]` to the same; tokens that are not `is_real`, bool `[..., tokens]`, use no expert."""
         rows = x.reshape(-1, x.shape[-1])
         experts, weights = self.router(rows)
-        routed = self._route(rows, jnp.where(is_real.reshape(-1, 1), experts, self.router.config.num_experts), weights)
+        is_real = jnp.broadcast_to(is_real, x.shape[:-1]).reshape(-1, 1)
+        routed = self._route(rows, jnp.where(is_real, experts, self.router.config.num_experts), weights)
         if self.down.bias is not None:
             routed += (weights[..., None] * self.down.bias[...][experts].astype(jnp.float32)).sum(axis=1)
         out = routed.astype(x.dtype).reshape(x.shape)

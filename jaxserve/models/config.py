@@ -40,6 +40,7 @@ class ModelConfig:
     qkv_bias: bool = False
     qk_norm: bool = False
     unused_tensors: tuple[str, ...] = ()  # what the names of tensors begin with that a checkpoint has beyond the model
+    attention_scale: float | None = None  # of scores, before the softmax; None: head_dim ** -0.5
 
     @property
     def num_layers(self) -> int:

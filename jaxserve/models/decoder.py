@@ -77,8 +77,8 @@ class Decoder(nnx.Module):
 def make_attention(config: ModelConfig, index: int, *, dtype: jnp.dtype, rngs: nnx.Rngs, **variant: Any) -> Attention:
     """The attention of layer `index`, with the keywords of `Attention` that its family sets."""
     heads = config.num_heads, config.num_kv_heads, config.head_dim
-    window = config.layer_kinds[index].window
-    return Attention(config.hidden_size, *heads, window=window, dtype=dtype, rngs=rngs, **variant)
+    variant |= {"scale": config.attention_scale, "window": config.layer_kinds[index].window}
+    return Attention(config.hidden_size, *heads, **variant, dtype=dtype, rngs=rngs)
 
 
 def make_mlp(config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> GatedMLP:

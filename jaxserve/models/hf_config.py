@@ -72,17 +72,21 @@ def rope_config(parameters: dict[str, Any], max_position_embeddings: int) -> Rop
             f"config.json says {unknown[0]}={given[unknown[0]]!r} in its rope parameters, and no rope here knows that; "
             f"known are {', '.join(sorted(_ROPE_FIELDS))}"
         )
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    given = {name: _number_or_numbers(name, value) for name, value in given.items() if value is not None}
     if kind == "dynamic":
         given["original_max_position_embeddings"] = max_position_embeddings
     original = given.get("original_max_position_embeddings")
-    if given.get("factor") is None and original:
+    if "factor" not in given and original:
         given["factor"] = max_position_embeddings / original
-    return RopeConfig(
-        theta=parameters.get("rope_theta") or 10_000.0,
-        kind=kind,
-        **{name: value for name, value in given.items() if value is not None},
-    )
+    return RopeConfig(theta=parameters.get("rope_theta") or 10_000.0, kind=kind, **given)
+
+
+def _number_or_numbers(name: str, value: Any) -> float | tuple[float, ...]:
+    numbers = value if name.endswith(("short_factor", "long_factor")) else [value]
+    if not isinstance(numbers, list) or not all(isinstance(number, int | float) for number in numbers):
+        wanted = "a list of numbers" if numbers is value else "a number"
+        raise InputError(f"config.json says {name}={value!r} in its rope parameters; give {wanted}")
+    return tuple(numbers) if numbers is value else value
 
 
 def _layer_kinds(architecture: str, hf: dict[str, Any], layer_types: Sequence[str]) -> tuple[LayerKind, ...]:

@@ -1,6 +1,6 @@
 """Llama (2, 3, 3.1, 3.2), whose layers many families share."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ class LlamaLayer(nnx.Module):
 
 
 class LlamaForCausalLM(Decoder):
-    Layer = LlamaLayer
+    Layer: ClassVar[type[LlamaLayer]] = LlamaLayer
     HF_NAMES = Decoder.HF_NAMES | {
         "layers.{}.input_norm": ("model.layers.{}.input_layernorm",),
         "layers.{}.post_attention_norm": ("model.layers.{}.post_attention_layernorm",),

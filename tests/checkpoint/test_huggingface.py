@@ -194,7 +194,7 @@ def assert_same_state(found: nnx.State, expected: nnx.State) -> None:
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", sorted(CASES.keys() - {"gpt-oss-mxfp4"}))  # which is saved unpacked
 def test_saved_weights_are_the_tensors_that_were_loaded(case: str, tmp_path: Path) -> None:
     model = nnx.merge(*dense.load(write_checkpoint(case, tmp_path)))
     (tmp_path / WEIGHTS).unlink()
@@ -203,6 +203,14 @@ def test_saved_weights_are_the_tensors_that_were_loaded(case: str, tmp_path: Pat
     assert saved.keys() == original.keys()
     for name in original:
         np.testing.assert_array_equal(saved[name], original[name], err_msg=name)
+
+
+def test_packed_weights_are_saved_unpacked_and_load_as_before(tmp_path: Path) -> None:
+    graph, state = dense.load(write_checkpoint("gpt-oss-mxfp4", tmp_path))
+    (tmp_path / WEIGHTS).unlink()
+    save_weights(nnx.merge(graph, state), tmp_path, jnp.dtype(jnp.float32))
+    assert load_file(tmp_path / WEIGHTS)["model.layers.0.mlp.experts.gate_up_proj"].shape == (6, 64, 192)
+    assert_same_state(dense.load(tmp_path)[1], state)
 
 
 def test_bfloat16_weights_come_back_rounded_once(directory: Path) -> None:

@@ -101,7 +101,6 @@ MOE_CASES: dict[str, dict[str, Any]] = {
     "qwen3-moe": _QWEN3_MOE,
     "qwen3-moe-dense-layers-unnormalised": _QWEN3_MOE
     | {"num_hidden_layers": 4, "decoder_sparse_step": 2, "mlp_only_layers": [1], "norm_topk_prob": False},
-    "gpt-oss": _GPT_OSS,
     "gpt-oss-mxfp4": _GPT_OSS
     | {
         "quantization_config": {
@@ -109,6 +108,7 @@ MOE_CASES: dict[str, dict[str, Any]] = {
             "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router", "lm_head"],
         }
     },
+    "gpt-oss": _GPT_OSS,
     "deepseek-v2-lite": _DEEPSEEK_V2
     | {
         "q_lora_rank": None,
@@ -128,35 +128,34 @@ MOE_CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def feed_forward_shapes(config: dict[str, Any], index: int) -> dict[str, tuple[int, ...]]:
-    """The tensors of layer `index` of a case that are neither attention's nor norms, under HuggingFace's names."""
+def moe_shapes(config: dict[str, Any], index: int) -> dict[str, tuple[int, ...]]:
+    """The tensors of layer `index` that are neither attention's nor norms, under HuggingFace's names within a layer."""
     hidden, kind = config["hidden_size"], config["model_type"]
-    layer = f"model.layers.{index}"
     if kind == "mixtral":
-        moe, experts, width = f"{layer}.block_sparse_moe", config["num_local_experts"], config["intermediate_size"]
+        moe, experts, width = "block_sparse_moe", config["num_local_experts"], config["intermediate_size"]
         shapes = {f"{moe}.gate.weight": (experts, hidden)}
         for expert in range(experts):
             shapes |= _gated(f"{moe}.experts.{expert}", ("w1", "w3", "w2"), width, hidden)
         return shapes
     if kind == "gpt_oss":
-        return _gpt_oss_shapes(config, f"{layer}.mlp")
+        return _gpt_oss_shapes(config)
     projections = ("gate_proj", "up_proj", "down_proj")
     plain = index in config.get("mlp_only_layers", ()) or (index + 1) % config.get("decoder_sparse_step", 1)
     if plain or index < config.get("first_k_dense_replace", 0):
-        return _gated(f"{layer}.mlp", projections, config["intermediate_size"], hidden)
+        return _gated("mlp", projections, config["intermediate_size"], hidden)
     experts, width = config.get("num_experts") or config["n_routed_experts"], config["moe_intermediate_size"]
-    shapes = {f"{layer}.mlp.gate.weight": (experts, hidden)}
+    shapes = {"mlp.gate.weight": (experts, hidden)}
     if kind == "deepseek_v3":
-        shapes[f"{layer}.mlp.gate.e_score_correction_bias"] = (experts,)
+        shapes["mlp.gate.e_score_correction_bias"] = (experts,)
     if "n_shared_experts" in config:
-        shapes |= _gated(f"{layer}.mlp.shared_experts", projections, config["n_shared_experts"] * width, hidden)
+        shapes |= _gated("mlp.shared_experts", projections, config["n_shared_experts"] * width, hidden)
     for expert in range(experts):
-        shapes |= _gated(f"{layer}.mlp.experts.{expert}", projections, width, hidden)
+        shapes |= _gated(f"mlp.experts.{expert}", projections, width, hidden)
     return shapes
 
 
-def latent_attention_shapes(config: dict[str, Any], index: int) -> dict[str, tuple[int, ...]]:
-    """The tensors of DeepSeek's attention in layer `index`."""
+def latent_attention_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The tensors of DeepSeek's attention, under HuggingFace's names within a layer."""
     hidden, heads, q_rank = config["hidden_size"], config["num_attention_heads"], config["q_lora_rank"]
     rank, nope, rope, value = (
         config[name] for name in ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
@@ -172,19 +171,19 @@ def latent_attention_shapes(config: dict[str, Any], index: int) -> dict[str, tup
         "kv_b_proj.weight": (heads * (nope + value), rank),
         "o_proj.weight": (hidden, heads * value),
     }
-    return {f"model.layers.{index}.self_attn.{name}": shape for name, shape in shapes.items()}
+    return {f"self_attn.{name}": shape for name, shape in shapes.items()}
 
 
-def _gpt_oss_shapes(config: dict[str, Any], mlp: str) -> dict[str, tuple[int, ...]]:
+def _gpt_oss_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     hidden, width, experts = config["hidden_size"], config["intermediate_size"], config["num_local_experts"]
-    shapes: dict[str, tuple[int, ...]] = {f"{mlp}.router.weight": (experts, hidden), f"{mlp}.router.bias": (experts,)}
+    shapes: dict[str, tuple[int, ...]] = {"mlp.router.weight": (experts, hidden), "mlp.router.bias": (experts,)}
     for name, ins, outs in (("gate_up_proj", hidden, 2 * width), ("down_proj", width, hidden)):
-        shapes[f"{mlp}.experts.{name}_bias"] = (experts, outs)
+        shapes[f"mlp.experts.{name}_bias"] = (experts, outs)
         if "quantization_config" in config:
-            shapes[f"{mlp}.experts.{name}_blocks"] = (experts, outs, ins // 32, 16)
-            shapes[f"{mlp}.experts.{name}_scales"] = (experts, outs, ins // 32)
+            shapes[f"mlp.experts.{name}_blocks"] = (experts, outs, ins // 32, 16)
+            shapes[f"mlp.experts.{name}_scales"] = (experts, outs, ins // 32)
         else:
-            shapes[f"{mlp}.experts.{name}"] = (experts, ins, outs)
+            shapes[f"mlp.experts.{name}"] = (experts, ins, outs)
     return shapes
 
 

@@ -35,6 +35,11 @@ def stored_reference(case: str) -> Reference:
     return Reference(STORED_POSITIONS, _stored(case)["logits"], _stored(case)["greedy"])
 
 
+def stored_rope(name: str) -> tuple[np.ndarray, float]:
+    """Inverse frequencies and attention factor of a rope of `ropes.ROPES`."""
+    return _stored("rope")[name], float(_stored("rope")[f"{name}/factor"])
+
+
 def live_reference(case: str, directory: Path) -> tuple[Reference, float]:
     """`transformers`' values on the checkpoint in `directory`, and the least lead of a chosen token over the next.
 
