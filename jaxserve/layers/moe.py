@@ -158,7 +158,7 @@ class MixtureOfExperts(nnx.Module):
         if self.gate_up.bias is not None:
             parameters["bias"], split["bias"] = self.gate_up.bias[...], self.gate_up.bias
         mesh = jax.sharding.get_abstract_mesh()
-        if mesh.empty:
+        if mesh.empty or mesh.shape[TENSOR] == 1:
             return self._on_one_device(x, experts, weights, parameters)
         whole = PartitionSpec()
         run = jax.shard_map(

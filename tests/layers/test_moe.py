@@ -32,19 +32,18 @@ def layer(variant: str) -> MixtureOfExperts:
 def one_by_one(moe: MixtureOfExperts, x: np.ndarray) -> np.ndarray:
     """What each token of `x` `[tokens, hidden]` becomes, an expert at a time in float64."""
     config, block = moe.config, moe.config.block
+    gate_ups, downs = np.asarray(moe.gate_up.weight[...], np.float64), np.asarray(moe.down.weight[...], np.float64)
+    biases = [np.asarray(linear.bias[...]) if config.bias else np.zeros(EXPERTS) for linear in (moe.gate_up, moe.down)]
     experts, weights = (np.asarray(array, np.float64) for array in moe.router(jnp.asarray(x)))
     out = np.zeros_like(x, np.float64)
     for token, row in enumerate(np.asarray(x, np.float64)):
         for expert, weight in zip(experts[token].astype(int), weights[token], strict=True):
-            gate_up = np.asarray(moe.gate_up.weight[expert], np.float64) @ row
-            down = np.asarray(moe.down.weight[expert], np.float64)
-            if config.bias:
-                gate_up += np.asarray(moe.gate_up.bias[expert])
+            gate_up = gate_ups[expert] @ row + biases[0][expert]
             gate, up = gate_up.reshape(-1, 2, block).transpose(1, 0, 2).reshape(2, -1)
             if config.limit is not None:
                 gate, up = np.minimum(gate, config.limit), np.clip(up, -config.limit, config.limit) + 1
-            value = down @ (gate / (1 + np.exp(-config.alpha * gate)) * up)
-            out[token] += weight * (value + (np.asarray(moe.down.bias[expert]) if config.bias else 0))
+            hidden = gate / (1 + np.exp(-config.alpha * gate)) * up
+            out[token] += weight * (downs[expert] @ hidden + biases[1][expert])
     return out
 
 
@@ -61,7 +60,7 @@ def test_equals_a_loop_over_tokens_and_experts(variant: str, tokens: np.ndarray)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("devices", [1, 2, 8])
+@pytest.mark.parametrize("devices", [1, 4])
 def test_each_device_computes_its_part_of_every_expert(variant: str, devices: int, tokens: np.ndarray) -> None:
     expected = one_by_one(layer(variant), tokens)
     graph, state = nnx.split(layer(variant))
