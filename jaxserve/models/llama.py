@@ -1,4 +1,4 @@
-"""Llama (2, 3, 3.1, 3.2), whose layers many families share."""
+"""Llama 2, 3, 3.1, 3.2: norms before attention and MLP, grouped heads; many families share its layers."""
 
 from typing import Any, ClassVar
 

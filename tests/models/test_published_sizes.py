@@ -3,6 +3,7 @@
 Numbers are those of the models' own config.json; whatever is left out is their family's default in `transformers`.
 """
 
+import copy
 import dataclasses
 import math
 from typing import Any
@@ -21,16 +22,14 @@ from tests.models.test_moe_sizes import FAMILIES as MOE_FAMILIES
 DEVICES = (1, 2, 4, 8)
 
 
-def size(
-    hidden_size: int,
-    intermediate_size: int,
-    num_hidden_layers: int,
-    num_attention_heads: int,
-    num_key_value_heads: int,
-    vocab_size: int,
-    **others: Any,
-) -> dict[str, Any]:
-    return {**locals(), **locals().pop("others")}
+_FIELDS = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "num_key_value_heads", "vocab_size"),
+)
+
+
+def size(*numbers: int, **others: Any) -> dict[str, Any]:
+    return dict(zip(_FIELDS, numbers, strict=True)) | others
 
 
 _LONGROPE = {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
@@ -151,7 +150,8 @@ def published(request: pytest.FixtureRequest) -> tuple[str, ModelConfig]:
     from transformers import CONFIG_MAPPING
 
     architecture, name = request.param
-    hf = CONFIG_MAPPING[FAMILIES[architecture]](**SIZES[architecture].get(name, {})).to_dict()
+    fields = copy.deepcopy(SIZES[architecture].get(name, {}))  # transformers writes into them
+    hf = CONFIG_MAPPING[FAMILIES[architecture]](**fields).to_dict()
     return name, model_config(hf | {"architectures": [architecture]})
 
 
