@@ -104,7 +104,7 @@ def load_weights(
 
 def save_weights(model: Decoder, directory: Path, dtype: jnp.dtype = jnp.bfloat16) -> None:
     """Write `model`'s parameters to `directory`/model.safetensors under HuggingFace's names."""
-    tensors = {}
+    tensors: dict[str, np.ndarray] = {}
     for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         metadata, names = variable.get_metadata(), _hf_names(type(model), path)
         rows = np.asarray(variable[...].astype(dtype))

@@ -17,6 +17,7 @@ COMMANDS = {
     "bench throughput": ("jaxserve.cli.bench.throughput", "many requests at once: tokens per second"),
     "bench latency": ("jaxserve.cli.bench.latency", "one batch again and again: time to first token and per token"),
     "bench load": ("jaxserve.cli.bench.load", "a checkpoint onto the devices: bytes per second and memory"),
+    "bench experts": ("jaxserve.cli.bench.experts", "a mixture of experts: time by how many experts a step uses"),
     "env": ("jaxserve.cli.env", "show versions, devices and the CPU's features"),
 }
 

@@ -83,8 +83,8 @@ class Attention(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        by_head = {"partition": PartitionSpec("tensor"), "parts": (num_heads,)}
-        self.sinks = nnx.Param(jnp.zeros((num_heads,), dtype), **by_head) if sinks else None
+        zeros, by_head = jnp.zeros((num_heads,), dtype), PartitionSpec("tensor")
+        self.sinks = nnx.Param(zeros, partition=by_head, parts=(num_heads,)) if sinks else None
         self.q_norm, self.k_norm = q_norm, k_norm
         self.interleaved_rope = interleaved_rope
         self.scale = head_dim**-0.5 if scale is None else scale

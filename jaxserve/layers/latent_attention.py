@@ -1,5 +1,7 @@
 """Multi-head latent attention (DeepSeek-AI, 2024, arXiv:2405.04434), on a cache of the latents themselves."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -12,6 +14,18 @@ from jaxserve.layers.rotary import apply_rope
 from jaxserve.parallel.mesh import TENSOR
 
 _EPSILON = 1e-6  # of the norms on latents, whatever the model's own
+
+
+class LowRankLinear(nnx.Module):
+    """A linear layer through a norm in few dimensions."""
+
+    def __init__(self, in_features: int, rank: int, out_features: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.down = Linear(in_features, rank, partition=PartitionSpec(None, None), dtype=dtype, rngs=rngs)
+        self.norm = RMSNorm(rank, epsilon=_EPSILON, dtype=dtype)
+        self.up = Linear(rank, out_features, partition=PartitionSpec(TENSOR, None), dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.up(self.norm(self.down(x)))
 
 
 class LatentAttention(nnx.Module):
@@ -38,15 +52,14 @@ class LatentAttention(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        settings = {"dtype": dtype, "rngs": rngs}
-        whole, by_row = PartitionSpec(None, None), PartitionSpec(TENSOR, None)
+        settings: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         q_rows = num_heads * (nope_dim + rope_dim)
-        direct = q_rank is None
-        self.q = Linear(hidden_size, q_rows, partition=by_row, **settings) if direct else None
-        self.q_down = None if direct else Linear(hidden_size, q_rank, partition=whole, **settings)
-        self.q_norm = None if direct else RMSNorm(q_rank, epsilon=_EPSILON, dtype=dtype)
-        self.q_up = None if direct else Linear(q_rank, q_rows, partition=by_row, **settings)
-        self.kv_down = Linear(hidden_size, kv_rank + rope_dim, partition=whole, **settings)
+        self.q: Linear | LowRankLinear
+        if q_rank is None:
+            self.q = Linear(hidden_size, q_rows, partition=PartitionSpec(TENSOR, None), **settings)
+        else:
+            self.q = LowRankLinear(hidden_size, q_rank, q_rows, **settings)
+        self.kv_down = Linear(hidden_size, kv_rank + rope_dim, partition=PartitionSpec(None, None), **settings)
         self.kv_norm = RMSNorm(kv_rank, epsilon=_EPSILON, dtype=dtype)
         # Two parameters of what a checkpoint holds as one: a slice of a weight is copied on every call.
         block = nope_dim + value_dim
@@ -60,8 +73,7 @@ class LatentAttention(nnx.Module):
 
     def __call__(self, x: jax.Array, rope: Rope | None, attend: Attend, layer: int) -> jax.Array:
         """`[..., tokens, hidden]` to the same; no rotation without `rope`."""
-        q = self.q(x) if self.q is not None else self.q_up(self.q_norm(self.q_down(x)))
-        q = q.reshape(*x.shape[:-1], self.num_heads, -1)
+        q = self.q(x).reshape(*x.shape[:-1], self.num_heads, -1)
         kv = self.kv_down(x)[..., None, :]
         latent = self.kv_norm(kv[..., : self.kv_rank])
         q_shared, k_shared = q[..., self.nope_dim :], kv[..., self.kv_rank :]

@@ -1,6 +1,7 @@
 """A mixture of experts: each token goes through the few feed-forward layers that a router picks for it."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +61,7 @@ class Router(nnx.Module):
 
     def __init__(self, hidden_size: int, config: RouterConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         experts = config.num_experts
-        whole = {"partition": PartitionSpec(), "parts": (experts,)}
+        whole: dict[str, Any] = {"partition": PartitionSpec(), "parts": (experts,)}
         self.config = config
         self.weight = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (experts, hidden_size), dtype), **whole)
         self.bias = nnx.Param(jnp.zeros((experts,), dtype), **whole) if config.bias else None
@@ -109,7 +110,7 @@ class StackedLinear(nnx.Module):
         split = (TENSOR, None) if axis == 0 else (None, TENSOR)
         weight = nnx.initializers.normal(0.02)(rngs.params(), (experts, out_features, in_features), dtype)
         self.weight = nnx.Param(weight, partition=PartitionSpec(None, *split), parts=parts, stacked=Stack())
-        biases = {"partition": PartitionSpec(None, split[0]), "parts": parts, "stacked": Stack()}
+        biases: dict[str, Any] = {"partition": PartitionSpec(None, split[0]), "parts": parts, "stacked": Stack()}
         self.bias = nnx.Param(jnp.zeros((experts, out_features), dtype), **biases) if bias else None
 
 
@@ -131,7 +132,7 @@ class MixtureOfExperts(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.config = experts
-        stack = {"bias": experts.bias, "dtype": dtype, "rngs": rngs}
+        stack: dict[str, Any] = {"bias": experts.bias, "dtype": dtype, "rngs": rngs}
         gate_up_parts = (2 * experts.width,) if experts.interleaved else (experts.block, experts.block)
         self.router = Router(hidden_size, router, dtype=dtype, rngs=rngs)
         self.gate_up = StackedLinear(
@@ -145,14 +146,18 @@ class MixtureOfExperts(nnx.Module):
         rows = x.reshape(-1, x.shape[-1])
         experts, weights = self.router(rows)
         is_real = jnp.broadcast_to(is_real, x.shape[:-1]).reshape(-1, 1)
-        routed = self._route(rows, jnp.where(is_real, experts, self.router.config.num_experts), weights)
+        routed = self.route(rows, jnp.where(is_real, experts, self.router.config.num_experts), weights)
         if self.down.bias is not None:
             routed += (weights[..., None] * self.down.bias[...][experts].astype(jnp.float32)).sum(axis=1)
         out = routed.astype(x.dtype).reshape(x.shape)
         return out if self.shared is None else out + self.shared(x)
 
-    def _route(self, x: jax.Array, experts: jax.Array, weights: jax.Array) -> jax.Array:
-        """The weighted sums of the experts' outputs without their last bias, float32 `[tokens, hidden]`."""
+    def route(self, x: jax.Array, experts: jax.Array, weights: jax.Array) -> jax.Array:
+        """The weighted sums of the experts' outputs without their last bias, float32 `[tokens, hidden]`.
+
+        `x` `[tokens, hidden]`; `experts` int32 and `weights` float32 `[tokens, experts_per_token]`, as `Router` gives
+        them, an expert's number past the last one meaning none.
+        """
         parameters = {"gate_up": self.gate_up.weight[...], "down": self.down.weight[...]}
         split = {"gate_up": self.gate_up.weight, "down": self.down.weight}
         if self.gate_up.bias is not None:

@@ -56,6 +56,11 @@ class ModelConfig:
         """Numbers of a KV head's value in the cache; 0 if values are the first numbers of the keys."""
         return self.head_dim
 
+    @property
+    def mlp_numbers(self) -> int:
+        """How many numbers a feed-forward layer holds of one token at most."""
+        return 3 * self.intermediate_size
+
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
             raise InputError(
@@ -96,11 +101,16 @@ class ModelConfig:
         if not self.splits_over(devices):
             raise InputError(
                 f"tensor_parallel_size={devices} does not split this model ({self.num_heads} attention heads, "
-                f"{self.num_kv_heads} KV heads, MLP width {self.intermediate_size}, vocabulary padded to "
+                f"{self.num_kv_heads} KV heads, {self.widths}, vocabulary padded to "
                 f"{padded_vocab(self.vocab_size)}); possible sizes are "
                 f"{', '.join(str(n) for n in range(1, self.num_heads + 1) if self.splits_over(n))}"
             )
         return dataclasses.replace(self, num_kv_heads=math.lcm(self.num_kv_heads, devices))
+
+    @property
+    def widths(self) -> str:
+        """Of the feed-forward layers, for people."""
+        return f"MLP width {self.intermediate_size}"
 
     def splits_over(self, devices: int) -> bool:
         """Whether each of so many devices gets a whole share of everything that is split."""

@@ -1,4 +1,7 @@
-"""DeepSeek-V2 (arXiv:2405.04434) and V3 (arXiv:2412.19437): latent attention, shared and routed experts."""
+"""DeepSeek-V2 and V3: multi-head latent attention with latents in the cache, shared and routed experts.
+
+DeepSeek-AI, 2024, arXiv:2405.04434 and arXiv:2412.19437.
+"""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -65,9 +68,9 @@ class DeepseekV2ForCausalLM(MoEDecoder):
     Layer = DeepseekLayer
     HF_NAMES: ClassVar = MoEDecoder.HF_NAMES | {
         "layers.{}.attention.q": (f"{_ATTENTION}.q_proj",),
-        "layers.{}.attention.q_down": (f"{_ATTENTION}.q_a_proj",),
-        "layers.{}.attention.q_norm": (f"{_ATTENTION}.q_a_layernorm",),
-        "layers.{}.attention.q_up": (f"{_ATTENTION}.q_b_proj",),
+        "layers.{}.attention.q.down": (f"{_ATTENTION}.q_a_proj",),
+        "layers.{}.attention.q.norm": (f"{_ATTENTION}.q_a_layernorm",),
+        "layers.{}.attention.q.up": (f"{_ATTENTION}.q_b_proj",),
         "layers.{}.attention.kv_down": (f"{_ATTENTION}.kv_a_proj_with_mqa",),
         "layers.{}.attention.kv_norm": (f"{_ATTENTION}.kv_a_layernorm",),
         "layers.{}.attention.up_k": (f"{_ATTENTION}.kv_b_proj.weight",),
@@ -81,7 +84,7 @@ class DeepseekV2ForCausalLM(MoEDecoder):
     def config_from_hf(cls, hf: dict[str, Any]) -> DeepseekConfig:
         # `transformers` reads neither of them, and other readers disagree on what they would mean.
         require(cls.__name__, hf, scoring_func=("softmax",), norm_topk_prob=(False,))
-        methods = {"greedy": {}, "group_limited_greedy": _groups(hf)}
+        methods: dict[str, dict[str, Any]] = {"greedy": {}, "group_limited_greedy": _groups(hf)}
         require(cls.__name__, hf, topk_method=tuple(methods))
         return _config(cls.__name__, hf, RouterConfig(normalised=False, **_routing(hf), **methods[hf["topk_method"]]))
 
@@ -119,7 +122,7 @@ def _routing(hf: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _groups(hf: dict[str, Any]) -> dict[str, int]:
+def _groups(hf: dict[str, Any]) -> dict[str, Any]:
     return {"groups": hf.get("n_group") or 1, "kept_groups": hf.get("topk_group") or 1}
 
 

@@ -1,4 +1,7 @@
-"""gpt-oss (OpenAI, 2025, arXiv:2508.10925): sliding and full layers in turn, attention sinks, a mixture of experts."""
+"""gpt-oss: sliding and full layers in turn, attention sinks, a mixture of experts with biases; MXFP4 is unpacked.
+
+OpenAI, 2025, arXiv:2508.10925.
+"""
 
 from typing import Any, ClassVar
 

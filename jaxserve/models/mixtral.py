@@ -1,4 +1,7 @@
-"""Mixtral (Jiang et al., 2024, arXiv:2401.04088): Llama's attention, and a mixture of experts in every layer."""
+"""Mixtral: Llama's attention, and a mixture of experts in every layer.
+
+Jiang et al., 2024, arXiv:2401.04088.
+"""
 
 from typing import Any, ClassVar
 

@@ -49,6 +49,15 @@ class MoEConfig(ModelConfig):
     def num_moe_layers(self) -> int:
         return self.num_layers - len(self.dense_layers)
 
+    @property
+    def mlp_numbers(self) -> int:
+        routed = 3 * self.router.experts_per_token * (self.hidden_size + self.experts.width)
+        return max(routed + 3 * self.shared_width, 3 * self.intermediate_size if self.dense_layers else 0)
+
+    @property
+    def widths(self) -> str:
+        return f"{super().widths}, expert width {self.experts.width}"
+
     def splits_over(self, devices: int) -> bool:
         blocks = self.experts.width // self.experts.block
         shared_blocks = self.shared_width and self.shared_width // gate_up_block(self.shared_width)
@@ -66,7 +75,7 @@ class MoELayer(nnx.Module):
         self.moe = None if index in config.dense_layers else make_moe(config, dtype=dtype, rngs=rngs)
 
     @staticmethod
-    def make_attention(config: MoEConfig, index: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> Any:
+    def make_attention(config: Any, index: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> Any:
         """The attention of layer `index`."""
         norms = {
             name: RMSNorm(config.head_dim, epsilon=config.rms_norm_eps, dtype=dtype) if config.qk_norm else None
@@ -77,7 +86,9 @@ class MoELayer(nnx.Module):
     def __call__(self, x: jax.Array, rope: Rope | None, attend: Attend, layer: int, is_real: jax.Array) -> jax.Array:
         x = x + self.attention(self.input_norm(x), rope, attend, layer)
         h = self.post_attention_norm(x)
-        return x + (self.mlp(h) if self.moe is None else self.moe(h, is_real))
+        if self.mlp is not None:
+            return x + self.mlp(h)
+        return x if self.moe is None else x + self.moe(h, is_real)
 
 
 def make_moe(config: MoEConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> MixtureOfExperts:

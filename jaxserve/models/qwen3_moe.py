@@ -1,4 +1,4 @@
-"""Qwen3-MoE: Qwen3's attention, and a mixture of experts in every layer but those that the config excepts."""
+"""Qwen3-MoE: Qwen3's attention, and a mixture of experts in every layer or in some."""
 
 from typing import Any
 

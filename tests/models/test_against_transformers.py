@@ -23,7 +23,10 @@ ENGINE_CASES = {
 # On one device those that differ most from the rest: an engine takes seconds to compile.
 ENGINES = [
     *((case, 4) for case in ENGINE_CASES),
-    *((case, 1) for case in ("gemma-3", "olmo-3", "glm-4", "phi-3-longrope-served-short")),
+    *(
+        (case, 1)
+        for case in ("gemma-3", "olmo-3", "glm-4", "phi-3-longrope-served-short", "gpt-oss-mxfp4", "deepseek-v3")
+    ),
 ]
 
 
