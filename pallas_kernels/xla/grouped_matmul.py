@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-_MIN_TILE, _MAX_TILE = 8, 128
+_MIN_TILE, _MAX_TILE = 16, 128
 
 
 def grouped_matmul(x: jax.Array, weights: jax.Array, group_sizes: jax.Array) -> jax.Array:

@@ -56,13 +56,12 @@ def run(arguments: argparse.Namespace) -> None:
     mesh, dtype = make_mesh(settings.tensor_parallel_size), serving_dtype(settings.dtype, hf) or jnp.dtype("bfloat16")
     config.over_tensor_axis(settings.tensor_parallel_size)
     graph, shapes = nnx.split(nnx.eval_shape(lambda: make_moe(config, dtype=dtype, rngs=nnx.Rngs(0))))
-    state = jax.tree.map(
-        lambda shape, where: jnp.full(shape.shape, 1e-3, shape.dtype, device=where),
-        shapes,
-        parameter_shardings(mesh, shapes),
-    )
+    leaves, tree = jax.tree.flatten(shapes)
+    places = jax.tree.leaves(parameter_shardings(mesh, shapes))
+    filled = (jnp.full(p.shape, 1e-3, p.dtype, device=where) for p, where in zip(leaves, places, strict=True))
+    state = jax.tree.unflatten(tree, filled)
     router, tokens = config.router, arguments.tokens
-    expert_bytes = sum(state[part]["weight"][...].nbytes for part in ("gate_up", "down")) // router.num_experts
+    expert_bytes = sum(state[part]["weight"].nbytes for part in ("gate_up", "down")) // router.num_experts
     x = jnp.ones((tokens, config.hidden_size), dtype)
     weights = jnp.full((tokens, router.experts_per_token), 1 / router.experts_per_token)
     rows: list[dict[str, Any]] = []
