@@ -37,7 +37,7 @@ class Mxfp4:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         first, last = self._columns.start // _BLOCK, -(-self._columns.stop // _BLOCK)
         exponents = self._scales[:, first:last].astype(np.int32) - 127
-        blocks = _PAIRS[self._blocks[:, first:last]].reshape(len(self), -1, _BLOCK)
-        values = np.ldexp(blocks, exponents[..., None]).reshape(len(self), -1)
+        blocks = _PAIRS[self._blocks[:, first:last]].reshape(len(self), last - first, _BLOCK)
+        values = np.ldexp(blocks, exponents[..., None]).reshape(len(self), (last - first) * _BLOCK)
         values = values[:, self._columns.start - first * _BLOCK :][:, : len(self._columns)]
         return values if dtype is None else values.astype(dtype)
