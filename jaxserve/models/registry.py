@@ -48,15 +48,15 @@ ARCHITECTURES: dict[str, type[Decoder]] = {
 def model_config(hf: dict[str, Any]) -> ModelConfig:
     """The shape of the model that a HuggingFace config describes; `InputError` if its architecture is not built."""
     named = hf.get("architectures") or []
-    for architecture in named:
-        if architecture in ARCHITECTURES:
-            return ARCHITECTURES[architecture].config_from_hf(hf)
     for part in ("vision_config", "audio_config", "text_config"):
-        if part in hf:
+        if hf.get(part):
             raise InputError(
                 f"config.json names {', '.join(named)} and has a {part}: text models are served here, and none with "
                 "other parts; give a checkpoint of the language model alone"
             )
+    for architecture in named:
+        if architecture in ARCHITECTURES:
+            return ARCHITECTURES[architecture].config_from_hf(hf)
     given = ", ".join(named) or "no architecture"
     raise InputError(f"config.json names {given}; supported architectures are {', '.join(ARCHITECTURES)}")
 

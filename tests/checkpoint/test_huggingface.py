@@ -215,6 +215,8 @@ def test_what_a_family_does_not_do_is_refused_by_the_field(
 def test_models_with_more_than_text_are_refused_by_the_part(directory: Path, part: str) -> None:
     wrapper = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", part: {"hidden_size": 64}}
     assert f"Gemma3ForConditionalGeneration and has a {part}" in refusal(change_config(directory, **wrapper))
+    wrapper["architectures"] = ["Gemma3ForCausalLM"]
+    assert "Gemma3ForCausalLM and has a " in refusal(change_config(directory, **wrapper))
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

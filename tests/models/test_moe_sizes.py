@@ -121,6 +121,21 @@ def test_parameters_split_over_the_devices(published: tuple[MoEConfig, float, in
     assert repeated < 0.01 * sum(sizes) or devices == 1  # norms, routers, and what makes latents
 
 
+def test_hidden_states_have_the_weights_dtype_and_logits_are_float32(published: tuple[MoEConfig, float, int]) -> None:
+    config = first_layers(published[0], 1)
+    graph, state = abstract_model(config, jnp.dtype(jnp.bfloat16))
+    positions = jax.ShapeDtypeStruct((1, 7), jnp.int32)
+
+    def forward(state: nnx.State, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        model = nnx.merge(graph, state)
+        hidden = model(positions, positions, lambda layer, q, k, v, **variant: q[..., : v.shape[-1]])
+        return hidden, model.logits(hidden)
+
+    hidden, logits = jax.eval_shape(forward, state, positions)
+    assert (hidden.shape, hidden.dtype) == ((1, 7, config.hidden_size), jnp.bfloat16)
+    assert (logits.shape, logits.dtype) == ((1, 7, config.vocab_size), jnp.float32)
+
+
 def test_every_mixture_of_experts_is_in_the_table() -> None:
     served = {name for name, model in ARCHITECTURES.items() if "layers.{}.moe.down" in model.HF_NAMES}
     assert {architecture for architecture, *_ in SIZES.values()} == FAMILIES.keys() == served

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 
 from jaxserve.checkpoint.huggingface import abstract_model
 from jaxserve.errors import InputError
@@ -174,3 +175,21 @@ def test_parameters_split_over_the_devices(published: tuple[str, ModelConfig], d
     repeated = sum(p.size for p, part in zip(parameters, on_each, strict=True) if part == p.size)
     assert sum(on_each) == repeated + (sum(p.size for p in parameters) - repeated) / devices
     assert repeated < 1e6 or devices == 1  # norms only
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_hidden_states_have_the_weights_dtype_and_logits_are_float32(architecture: str) -> None:
+    from transformers import CONFIG_MAPPING
+
+    config = model_config(CONFIG_MAPPING[FAMILIES[architecture]]().to_dict() | {"architectures": [architecture]})
+    graph, state = abstract_model(config, jnp.dtype(jnp.bfloat16))
+    positions = jax.ShapeDtypeStruct((1, 7), jnp.int32)
+
+    def forward(state: nnx.State, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        model = nnx.merge(graph, state)
+        hidden = model(positions, positions, lambda layer, q, k, v, **variant: q)
+        return hidden, model.logits(hidden)
+
+    hidden, logits = jax.eval_shape(forward, state, positions)
+    assert (hidden.shape, hidden.dtype) == ((1, 7, config.hidden_size), jnp.bfloat16)
+    assert (logits.shape, logits.dtype) == ((1, 7, config.vocab_size), jnp.float32)

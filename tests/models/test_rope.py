@@ -19,6 +19,7 @@ from jaxserve.layers.rotary import (
     yarn_mscale,
 )
 from jaxserve.models.hf_config import rope_config
+from jaxserve.models.registry import model_config
 from tests.models.references import stored_rope
 from tests.models.ropes import ROPES
 
@@ -67,6 +68,25 @@ def test_what_depends_on_length_depends_on_the_longest_sequence_served_alone(kin
     within, at, beyond = (inverse_frequencies(dataclasses.replace(rope, longest=n), 8) for n in (1, 16, 17))
     np.testing.assert_array_equal(within, at)
     assert (beyond[1:] < at[1:]).all()
+
+
+@pytest.mark.parametrize(
+    ("scaling", "reach"),
+    [
+        ({"rope_type": "linear", "factor": 4.0}, 4096),  # some configs have the length after it, some that before
+        ({"rope_type": "dynamic", "factor": 4.0}, 16384),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}, 8192),
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 1024}, 4096),
+    ],
+)
+def test_a_stretched_rope_reaches_beyond_the_length_that_it_starts_from(scaling: dict[str, Any], reach: int) -> None:
+    from transformers import LlamaConfig
+
+    hf = LlamaConfig(max_position_embeddings=4096, rope_scaling=scaling).to_dict()
+    config = model_config(hf | {"architectures": ["LlamaForCausalLM"]})
+    assert config.max_position_embeddings == reach
+    assert {kind.rope.longest for kind in config.layer_kinds} == {reach}
+    assert {kind.rope.longest for kind in config.served_up_to(100).layer_kinds} == {100}
 
 
 @pytest.mark.parametrize(
