@@ -38,20 +38,20 @@ from transformers import PreTrainedTokenizerFast
 from jaxserve.checkpoint.huggingface import save_weights
 from jaxserve.layers.attention import Attend
 from jaxserve.layers.rotary import RopeConfig
-from jaxserve.models.config import ModelConfig
+from jaxserve.models.config import LayerKind, ModelConfig
 from jaxserve.models.qwen3 import Qwen3ForCausalLM
 
+ROPE = RopeConfig(theta=1_000_000.0)
 CONFIG = ModelConfig(
     architecture="Qwen3ForCausalLM",
     vocab_size=1280,
     hidden_size=192,
     intermediate_size=384,
-    num_layers=4,
+    layer_kinds=(LayerKind(rope=ROPE),) * 4,
     num_heads=4,
     num_kv_heads=2,
     head_dim=32,
     max_position_embeddings=2048,
-    rope=RopeConfig(theta=1_000_000.0),
     tie_word_embeddings=True,
     qk_norm=True,
 )
@@ -394,7 +394,7 @@ def export(trainer: Trainer, tokenizer: PreTrainedTokenizerFast, out: Path) -> N
         "num_key_value_heads": CONFIG.num_kv_heads,
         "head_dim": CONFIG.head_dim,
         "max_position_embeddings": CONFIG.max_position_embeddings,
-        "rope_theta": CONFIG.rope.theta,
+        "rope_theta": ROPE.theta,
         "rms_norm_eps": CONFIG.rms_norm_eps,
         "hidden_act": "silu",
         "attention_bias": False,

@@ -18,8 +18,11 @@ class Source(NamedTuple):
     part: int
 
 
+Sources = list[Source] | list[list[Source]]  # the latter for each entry of a stack
+
+
 def overlaps(
-    sources: list[Source], shape: tuple[int, ...], index: tuple[slice, ...], shard: np.ndarray
+    sources: Sources, shape: tuple[int, ...], index: tuple[slice, ...], shard: np.ndarray
 ) -> Iterator[tuple[Source, np.ndarray, np.ndarray]]:
     """Views of equal shape, of `shard` and of a source, which hold the same numbers: all that `shard` is made of.
 
@@ -27,6 +30,10 @@ def overlaps(
     """
     start, stop, _ = index[0].indices(shape[0])
     rest = index[1:]
+    if isinstance(sources[0], list):
+        for own, own_shard in zip(sources[start:stop], shard, strict=True):
+            yield from overlaps(own, shape[1:], rest, own_shard)
+        return
     if len(sources) == 1:
         rows = sources[0].rows[(slice(start, stop), *rest)]
         yield sources[0], shard[: len(rows)], rows

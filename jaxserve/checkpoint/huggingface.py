@@ -11,12 +11,14 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from jaxserve.checkpoint.fusing import Source, overlaps
+from jaxserve.checkpoint.fusing import Source, Sources, overlaps
 from jaxserve.checkpoint.placement import Plan, copy, place
 from jaxserve.checkpoint.safetensors_files import SINGLE_FILE, SafetensorsDirectory, write_file
+from jaxserve.checkpoint.stacks import stacked_tensors, unstack
 from jaxserve.errors import InputError
+from jaxserve.layers.linear import Stack
 from jaxserve.models.config import ModelConfig
-from jaxserve.models.llama import LlamaForCausalLM
+from jaxserve.models.decoder import Decoder
 from jaxserve.models.registry import ARCHITECTURES, model_class
 from jaxserve.parallel.mesh import TENSOR, parameter_shardings
 
@@ -80,13 +82,13 @@ def load_weights(
     files = SafetensorsDirectory(directory)
     used, plans = set(), []
     for path, variable in stored:
-        names = _hf_names(model_class(config), path)
-        used.update(names)
-        tensors = [files.tensor(name) for name in names]
-        sources = _sources(names, tensors, variable, targets[path])
-        kind = dtype or np.result_type(*(tensor.dtype for tensor in tensors))
-        plans.append(Plan(targets[path].shape, np.dtype(kind), shardings[path], sources))
+        target, names = targets[path], _hf_names(model_class(config), path)
+        sources, kinds, own = _sources(files, names, variable, target)
+        used.update(own)
+        kind = target.dtype if dtype else np.result_type(*kinds)
+        plans.append(Plan(target.shape, np.dtype(kind), shardings[path], sources))
     surplus = [name for name in files.names() if name not in used and not _DERIVED.search(name)]
+    surplus = [name for name in surplus if not name.startswith(config.unused_tensors)]
     if config.tie_word_embeddings:
         surplus = [name for name in surplus if name != "lm_head.weight"]  # some writers repeat the tied table
     if surplus:
@@ -100,7 +102,7 @@ def load_weights(
     )
 
 
-def save_weights(model: LlamaForCausalLM, directory: Path, dtype: jnp.dtype | None = jnp.bfloat16) -> None:
+def save_weights(model: Decoder, directory: Path, dtype: jnp.dtype | None = jnp.bfloat16) -> None:
     """Write `model`'s parameters to `directory`/model.safetensors under HuggingFace's names.
 
     Without a `dtype`, each keeps its own. KV heads that stand on a mesh several times are written once. `InputError`
@@ -110,29 +112,60 @@ def save_weights(model: LlamaForCausalLM, directory: Path, dtype: jnp.dtype | No
     stored = nnx.to_flat_state(abstract_model(model.config.stored, jnp.dtype(jnp.float32))[1])
     names = {path: _hf_names(type(model), path) for path, _ in stored}
     kinds = {path: np.dtype(dtype or parameters[path].dtype) for path, _ in stored}
+    single = [(path, variable) for path, variable in stored if variable.get_metadata().get("stacked") is None]
     shapes = {
         name: (kinds[path], shape)
-        for path, variable in stored
+        for path, variable in single
         for name, shape in zip(names[path], _stored_shapes(variable, len(names[path])), strict=True)
     }
+    stacked: dict[str, np.ndarray] = {}
+    for path, variable in stored:
+        if (stack := variable.get_metadata().get("stacked")) is not None:
+            rows = np.asarray(parameters[path][...]).astype(kinds[path])
+            _take_apart(stacked, names[path], variable.get_metadata()["parts"], stack, rows)
 
     def tensors() -> Iterator[np.ndarray]:
-        for path, variable in stored:
+        for path, variable in single:
             fused = np.asarray(parameters[path][...])
             found = [np.empty(shapes[name][1], shapes[name][0]) for name in names[path]]
-            sources = _sources(names[path], found, variable, parameters[path])
+            parts = variable.get_metadata()["parts"], parameters[path].get_metadata()["parts"]
+            sources = _parts(names[path], found, variable.shape, *parts)
             for _, part, rows in overlaps(sources, fused.shape, (slice(None),) * fused.ndim, fused):
                 copy(rows, part)
             yield from found
+        yield from stacked.values()
 
-    write_file(directory / SINGLE_FILE, shapes, tensors())
+    written = shapes | {name: (tensor.dtype, tensor.shape) for name, tensor in stacked.items()}
+    write_file(directory / SINGLE_FILE, written, tensors())
 
 
-def _hf_names(model: type[LlamaForCausalLM], path: tuple) -> list[str]:
+def _take_apart(
+    tensors: dict[str, np.ndarray], names: list[str], parts: tuple[int, ...], stack: Stack, rows: np.ndarray
+) -> None:
+    """Put a stacked parameter into `tensors` as a checkpoint has it."""
+    if "{}" not in names[0]:
+        unstack(tensors, names[0], stack, rows)
+        return
+    for entry, own in enumerate(rows):
+        tensors |= _split([name.format(entry) for name in names], parts, own)
+
+
+def _split(names: list[str], parts: tuple[int, ...], rows: np.ndarray) -> dict[str, np.ndarray]:
+    """A fused parameter as the tensors that it is made of."""
+    if len(parts) == 1:
+        return {names[0]: rows[: parts[0]]}
+    blocks = rows.reshape(-1, sum(parts), *rows.shape[1:])
+    pieces = [part.reshape(-1, *rows.shape[1:]) for part in np.split(blocks, np.cumsum(parts)[:-1], axis=1)]
+    return dict(zip(names, pieces if len(names) > 1 else [np.concatenate(pieces)], strict=True))
+
+
+def _hf_names(model: type[Decoder], path: tuple) -> list[str]:
     """The checkpoint's names for the parameter at `path`, such as `("layers", 3, "mlp", "down", "weight")`."""
     *module, leaf = path
     numbers = [str(step) for step in module if isinstance(step, int)]
     pattern = ".".join("{}" if isinstance(step, int) else step for step in module)
+    if f"{pattern}.{leaf}" in model.HF_NAMES:  # of parameters that are not called after their leaf
+        return [name.format(*numbers) for name in model.HF_NAMES[f"{pattern}.{leaf}"]]
     return [f"{name.format(*numbers)}.{leaf}" for name in model.HF_NAMES[pattern]]
 
 
@@ -144,20 +177,43 @@ def _stored_shapes(stored: nnx.Variable, count: int) -> list[tuple[int, ...]]:
     return [(height, *stored.shape[1:]) for height in ([sum(rows)] if count == 1 else rows)]
 
 
-def _sources(names: list[str], tensors: list[np.ndarray], stored: nnx.Variable, target: nnx.Variable) -> list[Source]:
-    """The tensors as the parts of `target`, after a check of their shapes against `stored`, the parameter unrepeated.
+def _sources(
+    files: SafetensorsDirectory, names: list[str], stored: nnx.Variable, target: nnx.Variable
+) -> tuple[Sources, list[np.dtype], list[str]]:
+    """What `target` is made of, with the dtypes and names of the tensors; `stored` is the parameter unrepeated."""
+    parts = stored.get_metadata()["parts"], target.get_metadata()["parts"]
+    stack = stored.get_metadata().get("stacked")
+    if stack is None:
+        tensors = [files.tensor(name) for name in names]
+        return _parts(names, tensors, stored.shape, *parts), [tensor.dtype for tensor in tensors], names
+    found = [stacked_tensors(files, name, stack, stored.shape) for name in names]
+    entries = list(zip(*(rows for rows, _ in found), strict=True))
+    sources = [
+        _parts([name.format(entry) for name in names], list(tensors), stored.shape[1:], *parts)
+        for entry, tensors in enumerate(entries)
+    ]
+    return sources, [rows.dtype for rows in entries[0]], [name for _, own in found for name in own]
+
+
+def _parts(
+    names: list[str],
+    tensors: list[np.ndarray],
+    shape: tuple[int, ...],
+    parts: tuple[int, ...],
+    target_parts: tuple[int, ...],
+) -> list[Source]:
+    """The tensors as the parts of a parameter, after a check of their shapes against its own, `shape`.
 
     One tensor for several parts has them fused already, one after the other.
     """
-    for name, tensor, expected in zip(names, tensors, _stored_shapes(stored, len(names)), strict=True):
-        if tensor.shape != expected:
+    blocks = shape[0] // sum(parts) if len(parts) > 1 else 1
+    rows = [blocks * part for part in parts]
+    for name, tensor, height in zip(names, tensors, [sum(rows)] if len(names) == 1 else rows, strict=True):
+        found, expected = list(tensor.shape), [height, *shape[1:]]
+        if found != expected:
             raise InputError(
-                f"tensor {name!r} has shape {list(tensor.shape)}, and by config.json it is {list(expected)}; "
-                "they do not belong together"
+                f"tensor {name!r} has shape {found}, and by config.json it is {expected}; they do not belong together"
             )
-    parts = target.get_metadata()["parts"]
-    if len(names) < len(parts):
-        own = stored.get_metadata()["parts"]
-        rows = [len(tensors[0]) * part // sum(own) for part in own]
+    if len(names) == 1 and len(parts) > 1:
         names, tensors = names * len(parts), np.split(tensors[0], np.cumsum(rows)[:-1])
-    return [Source(*source) for source in zip(names, tensors, parts, strict=True)]
+    return [Source(*source) for source in zip(names, tensors, target_parts, strict=True)]

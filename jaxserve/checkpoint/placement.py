@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Sharding
 
-from jaxserve.checkpoint.fusing import Source, overlaps
+from jaxserve.checkpoint.fusing import Source, Sources, overlaps
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +30,8 @@ class Plan(NamedTuple):
 
     shape: tuple[int, ...]
     dtype: np.dtype
-    sharding: NamedSharding
-    sources: list[Source]
+    sharding: Sharding
+    sources: Sources
 
 
 class _Shard(NamedTuple):
@@ -89,6 +89,7 @@ def place(plans: list[Plan], on_bytes: Callable[[int, int], None] = lambda done,
 
 def copy(target: np.ndarray, source: np.ndarray) -> None:
     """`target[...] = source`, as quick for the dtypes that numpy does not know itself."""
+    source = np.asarray(source)  # packed numbers are unpacked here
     if target.dtype == source.dtype:
         bits = f"u{target.dtype.itemsize}"
         target, source = target.view(bits), source.view(bits)

@@ -20,6 +20,7 @@ COMMANDS = {
     "bench load": ("jaxserve.cli.bench.load", "a checkpoint onto the devices: bytes per second and memory"),
     "bench host": ("jaxserve.cli.bench.host", "what a decode step costs beside the device's work"),
     "bench simulate": ("jaxserve.cli.bench.simulate", "a long trace on a simulated device, to compare settings"),
+    "bench experts": ("jaxserve.cli.bench.experts", "a mixture of experts: time by how many experts a step uses"),
     "env": ("jaxserve.cli.env", "show versions, devices and the CPU's features"),
 }
 

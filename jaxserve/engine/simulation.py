@@ -9,7 +9,7 @@ from typing import Any, cast
 from jaxserve.config import ResolvedConfig
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.startup import Loaded
-from jaxserve.models.config import ModelConfig
+from jaxserve.models.config import LayerKind, ModelConfig
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.runner import Runner
 from jaxserve.runner.simulated import CostModel, SimulatedRunner
@@ -58,7 +58,17 @@ def simulated_engine(cost: CostModel, *, virtual: bool = True, **settings: Any) 
         max_model_len=config.max_model_len,
         page_size=config.page_size,
     )
-    model = ModelConfig("Simulated", _VOCAB, 1, 1, 1, 1, 1, 2, config.max_model_len)
+    model = ModelConfig(
+        architecture="Simulated",
+        vocab_size=_VOCAB,
+        hidden_size=1,
+        intermediate_size=1,
+        layer_kinds=(LayerKind(),),
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=2,
+        max_position_embeddings=config.max_model_len,
+    )
     runner = SimulatedRunner(cost, max_decode_steps=config.max_decode_steps)
     loaded = Loaded(config, model, None, frozenset(), {}, buckets, cast(Runner, runner), "simulated", {})
     return Engine(loaded, runner.clock if virtual else time.perf_counter), runner

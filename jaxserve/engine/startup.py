@@ -61,6 +61,7 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
     hf = read_config(files.config)
     generation = read_generation_config(files.config)
     model = model_config(hf)
+    model = model.served_up_to(config.max_model_len or model.max_position_embeddings)
     tokenizer = None if config.skip_tokenizer_init else load_tokenizer(Path(config.tokenizer or files.config))
     if tokenizer is not None and len(tokenizer) > model.vocab_size:
         raise InputError(

@@ -11,6 +11,8 @@ from jaxserve.layers.linear import Linear
 from jaxserve.layers.norm import RMSNorm
 from jaxserve.layers.rotary import apply_rope
 
+Rope = tuple[jax.Array, jax.Array]  # cosines and sines, from `rotary.rope_tables`
+
 
 class Attend(Protocol):
     """Stores one layer's keys and values and attends to all that the queries may see.
@@ -35,10 +37,11 @@ class Attend(Protocol):
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention (Ainslie et al., 2023, arXiv:2305.13245) with optional biases and q/k norms.
+    """Grouped-query attention (Ainslie et al., 2023, arXiv:2305.13245) and what families vary in it.
 
     The fused weight's rows go group by group: the query heads of a KV head, its key, its value. A contiguous split
-    over the mesh then gives each device whole groups, whatever the mesh.
+    over the mesh then gives each device whole groups, whatever the mesh. `q_norm` and `k_norm` act on
+    `[..., heads, head_dim]` before the rotation. `scale` is `head_dim ** -0.5` if left out.
     """
 
     def __init__(
@@ -48,8 +51,15 @@ class Attention(nnx.Module):
         num_kv_heads: int,
         head_dim: int,
         *,
-        qkv_bias: bool,
-        qk_norm_epsilon: float | None,
+        qkv_bias: bool = False,
+        q_norm: RMSNorm | None = None,
+        k_norm: RMSNorm | None = None,
+        interleaved_rope: bool = False,
+        scale: float | None = None,
+        window: int | None = None,
+        soft_cap: float | None = None,
+        o_bias: bool = False,
+        sinks: bool = False,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
@@ -66,17 +76,29 @@ class Attention(nnx.Module):
             rngs=rngs,
         )
         self.o = Linear(
-            num_heads * head_dim, hidden_size, partition=PartitionSpec(None, "tensor"), dtype=dtype, rngs=rngs
+            num_heads * head_dim,
+            hidden_size,
+            partition=PartitionSpec(None, "tensor"),
+            bias=o_bias,
+            dtype=dtype,
+            rngs=rngs,
         )
-        self.q_norm = None if qk_norm_epsilon is None else RMSNorm(head_dim, epsilon=qk_norm_epsilon, dtype=dtype)
-        self.k_norm = None if qk_norm_epsilon is None else RMSNorm(head_dim, epsilon=qk_norm_epsilon, dtype=dtype)
+        zeros, by_head = jnp.zeros((num_heads,), dtype), PartitionSpec("tensor")
+        self.sinks = nnx.Param(zeros, partition=by_head, parts=(num_heads,)) if sinks else None
+        self.q_norm, self.k_norm = q_norm, k_norm
+        self.interleaved_rope = interleaved_rope
+        self.scale = head_dim**-0.5 if scale is None else scale
+        self.window, self.soft_cap = window, soft_cap
 
-    def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], attend: Attend, layer: int) -> jax.Array:
-        """`[..., tokens, hidden]` to the same; `rope` from `rotary.rope_tables`."""
+    def __call__(self, x: jax.Array, rope: Rope | None, attend: Attend, layer: int) -> jax.Array:
+        """`[..., tokens, hidden]` to the same; no rotation without `rope`."""
         qkv = self.qkv(x).reshape(*x.shape[:-1], self.num_kv_heads, self.group + 2, self.head_dim)
         q = qkv[..., : self.group, :].reshape(*x.shape[:-1], -1, self.head_dim)
         k, v = qkv[..., self.group, :], qkv[..., self.group + 1, :]
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        out = attend(layer, apply_rope(q, *rope), apply_rope(k, *rope), v, scale=self.head_dim**-0.5)
+        if rope is not None:
+            q, k = (apply_rope(heads, *rope, interleaved=self.interleaved_rope) for heads in (q, k))
+        sinks = None if self.sinks is None else self.sinks[...].astype(jnp.float32)
+        out = attend(layer, q, k, v, scale=self.scale, window=self.window, soft_cap=self.soft_cap, sinks=sinks)
         return self.o(out.reshape(*x.shape[:-1], -1))

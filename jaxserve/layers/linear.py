@@ -1,11 +1,24 @@
 """Matrix products with weights `[out, in]`, as HuggingFace has them: a checkpoint's bytes are used as they lie."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
 from pallas_kernels.matmul import matmul_nk
+
+
+class Stack(NamedTuple):
+    """How a checkpoint holds a parameter whose first axis counts the matrices of many experts or heads.
+
+    A tensor for each, or one of all with in- and output axes exchanged; or, with a `block`, one `[count * block, in]`,
+    of which each matrix is the rows from `first` on of its block.
+    """
+
+    block: int = 0
+    first: int = 0
 
 
 class Linear(nnx.Module):

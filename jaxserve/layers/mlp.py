@@ -1,6 +1,8 @@
 """The gated feed-forward layer."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,11 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from jaxserve.layers.linear import Linear
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {  # by HuggingFace's names
+    "silu": jax.nn.silu,
+    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
+}
 
 
 def gate_up_block(intermediate_size: int) -> int:
@@ -20,9 +27,18 @@ def gate_up_block(intermediate_size: int) -> int:
 
 
 class GatedMLP(nnx.Module):
-    """SwiGLU (Shazeer, 2020, arXiv:2002.05202): `down(silu(gate(x)) * up(x))`, gate and up in one product."""
+    """SwiGLU or GeGLU (Shazeer, 2020, arXiv:2002.05202): `down(act(gate(x)) * up(x))`, gate and up in one product."""
 
-    def __init__(self, hidden_size: int, intermediate_size: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        *,
+        activation: str = "silu",
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.activation = activation
         self.block = gate_up_block(intermediate_size)
         self.gate_up = Linear(
             hidden_size,
@@ -39,6 +55,6 @@ class GatedMLP(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[..., hidden]` to the same."""
         gate_up = self.gate_up(x).reshape(*x.shape[:-1], -1, 2, self.block).astype(jnp.float32)
-        hidden = (jax.nn.silu(gate_up[..., 0, :]) * gate_up[..., 1, :]).astype(x.dtype)
+        hidden = (ACTIVATIONS[self.activation](gate_up[..., 0, :]) * gate_up[..., 1, :]).astype(x.dtype)
         # XLA's loop for the CPU runs over the barrier's shape: over blocks it is vectorised, over whole rows it is not.
         return self.down(jax.lax.optimization_barrier(hidden).reshape(*x.shape[:-1], -1))

@@ -3,10 +3,11 @@
 from typing import Any
 
 from jaxserve.models.config import ModelConfig
-from jaxserve.models.llama import LlamaForCausalLM, decoder_config
+from jaxserve.models.hf_config import decoder_config
+from jaxserve.models.llama import LlamaForCausalLM
 
 
 class Qwen3ForCausalLM(LlamaForCausalLM):
     @classmethod
     def config_from_hf(cls, hf: dict[str, Any]) -> ModelConfig:
-        return decoder_config(cls.__name__, hf, qk_norm=True)
+        return decoder_config(cls.__name__, hf, layer_types=hf.get("layer_types"), qk_norm=True)

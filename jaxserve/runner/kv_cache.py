@@ -18,26 +18,31 @@ _HEADS = PartitionSpec(None, TENSOR)  # of queries, keys, values and pages alike
 class KVCache(NamedTuple):
     """A K and a V array per layer, `[pages, kv_heads, page_size, head_dim]`, split over the mesh by heads.
 
-    One array a layer, never stacked: XLA updates each in place.
+    One array a layer, never stacked: XLA updates each in place. No V array where values are the first numbers of keys.
     """
 
     k: tuple[jax.Array, ...]
-    v: tuple[jax.Array, ...]
+    v: tuple[jax.Array | None, ...]
 
     @classmethod
     def empty(cls, config: ModelConfig, *, num_pages: int, page_size: int, dtype: jnp.dtype, mesh: Mesh) -> "KVCache":
         """Zeroed pages for `config` as it stands on the mesh (`over_tensor_axis`)."""
-        shape = (num_pages, config.num_kv_heads, page_size, config.head_dim)
         where = sharding(mesh, *_HEADS)
+
+        def pages(dim: int) -> jax.Array:
+            return jnp.zeros((num_pages, config.num_kv_heads, page_size, dim), dtype, device=where)
+
+        layers = range(config.num_layers)
         return cls(
-            tuple(jnp.zeros(shape, dtype, device=where) for _ in range(config.num_layers)),
-            tuple(jnp.zeros(shape, dtype, device=where) for _ in range(config.num_layers)),
+            tuple(pages(config.key_dim) for _ in layers),
+            tuple(pages(config.value_dim) if config.value_dim else None for _ in layers),
         )
 
 
 def page_bytes(config: ModelConfig, page_size: int, dtype: jnp.dtype) -> int:
     """Bytes of one page in all layers, keys and values."""
-    return 2 * config.num_layers * config.num_kv_heads * page_size * config.head_dim * jnp.dtype(dtype).itemsize
+    numbers = config.num_kv_heads * (config.key_dim + config.value_dim)
+    return config.num_layers * numbers * page_size * jnp.dtype(dtype).itemsize
 
 
 class DecodeRows(NamedTuple):
@@ -109,7 +114,10 @@ class PagedAttend:
         rows, page_ids, offsets = places
         variant |= {"sinks": sinks, "implementation": self._implementation}
         k_pages = write_pages(k_pages, k, page_ids, offsets)
-        v_pages = write_pages(v_pages, v, page_ids, offsets)
+        if v_pages is None:
+            variant["value_dim"] = v.shape[-1]
+        else:
+            v_pages = write_pages(v_pages, v, page_ids, offsets)
         if isinstance(rows, DecodeRows):
             out = paged_decode_attention(q[:, None], k_pages, v_pages, rows.page_table, rows.lengths, **variant)[:, 0]
         else:

@@ -51,5 +51,5 @@ def plan_pages(
 def working_bytes(config: ModelConfig, buckets: Buckets, item_bytes: int) -> int:
     """An upper estimate of a step's intermediate arrays, logits in float32 included, over all devices."""
     tokens, rows = buckets.prefill[-1].tokens, max(buckets.prefill[-1].rows, buckets.decode[-1])
-    activations = tokens * (4 * config.hidden_size + 3 * config.intermediate_size) * (item_bytes + 4)
+    activations = tokens * (4 * config.hidden_size + config.mlp_numbers) * (item_bytes + 4)
     return activations + 6 * rows * config.vocab_size * 4 + buckets.max_num_seqs * config.vocab_size * 9

@@ -122,7 +122,7 @@ class Programs:
         rows = slots.page_table[row_slots]
         lengths = positions + 1  # padding: 0
         attend = self._attend(state.cache, DecodeRows(rows, lengths), rows, jnp.arange(len(lengths)), positions)
-        hidden = model(slots.last_token[row_slots], jnp.maximum(positions, 0), attend)
+        hidden = model(slots.last_token[row_slots], positions, attend)
         sampling = jax.tree.map(lambda settings: settings[row_slots], slots.sampling)
         token_ids, logprobs, vocab = self._sample(
             model, hidden, lengths, row_slots, row_slots, sampling, slots.vocab, needs
@@ -145,7 +145,7 @@ class Programs:
             batch.positions,
             tile_size,
         )
-        hidden = model(batch.token_ids, jnp.maximum(batch.positions, 0), attend)
+        hidden = model(batch.token_ids, batch.positions, attend)
         table = slots.page_table.at[batch.slots].set(batch.page_table, mode="drop")
         sampling = jax.tree.map(
             lambda kept, new: kept.at[batch.slots].set(new, mode="drop"), slots.sampling, batch.sampling

@@ -167,7 +167,8 @@ class Runner:
         whole = sharding(self._mesh)
         state = jax.tree.map(lambda array: array.sharding, self.state)
         step = jax.jit(program, donate_argnums=1, in_shardings=(None, None, whole), out_shardings=(state, whole))
-        return step.lower(self._shapes, self.state, arrays).compile()
+        with jax.set_mesh(self._mesh):  # for the layers that split their own work
+            return step.lower(self._shapes, self.state, arrays).compile()
 
     def _compile_vocab_row(self) -> jax.stages.Compiled:
         size, whole = self._vocab_size, sharding(self._mesh)

@@ -57,10 +57,15 @@ def _scaled(q: jax.Array, scale: float, dtype: jnp.dtype) -> jax.Array:
     return (q.astype(jnp.float32) * scale).astype(dtype)
 
 
+def _read(k_pages: jax.Array, v_pages: jax.Array | None, ids: jax.Array, dim: int) -> tuple[jax.Array, jax.Array]:
+    k = k_pages[ids]
+    return k, k[..., :dim] if v_pages is None else v_pages[ids]
+
+
 def paged_decode_attention(
     q: jax.Array,
     k_pages: jax.Array,
-    v_pages: jax.Array,
+    v_pages: jax.Array | None,
     page_table: jax.Array,
     lengths: jax.Array,
     *,
@@ -68,6 +73,7 @@ def paged_decode_attention(
     window: int | None = None,
     soft_cap: float | None = None,
     sinks: jax.Array | None = None,
+    value_dim: int | None = None,
 ) -> jax.Array:
     """Causal attention of the newest one or few tokens of each sequence over its pages, their own included.
 
@@ -75,11 +81,13 @@ def paged_decode_attention(
     kv_heads, page_size, head_dim]`, of values possibly with a head size of their own. `page_table` int32
     `[batch, max_pages]`, `lengths` int32 `[batch]`. Scores are `q·k * scale`, then `soft_cap * tanh(score / soft_cap)`
     if it is given. A query sees the last `window` positions, its own among them, or all. `sinks` float32 `[heads]` are
-    logits that take their share of the softmax and bring no value. Returns `[batch, queries, heads, value_dim]` in
+    logits that take their share of the softmax and bring no value. Without `v_pages`, values are the first `value_dim`
+    numbers of keys (as in latent attention). Returns `[batch, queries, heads, value_dim]` in
     `q`'s dtype; zeros for a query that sees nothing.
     """
     batch, queries, heads, head_dim = q.shape
-    _, kv_heads, page_size, value_dim = v_pages.shape
+    _, kv_heads, page_size, _ = k_pages.shape
+    value_dim = v_pages.shape[-1] if v_pages is not None else value_dim or head_dim
     group = heads // kv_heads
     q_bhqd = _scaled(q, scale, k_pages.dtype).reshape(batch, queries, kv_heads, group, head_dim)
     q_bhqd = q_bhqd.transpose(0, 2, 1, 3, 4).reshape(batch, kv_heads, queries * group, head_dim)
@@ -92,7 +100,7 @@ def paged_decode_attention(
         ids = jnp.take_along_axis(page_table, pages[:, None], axis=1, mode="clip")[:, 0]
         keys = (pages * page_size)[:, None] + jnp.arange(page_size)
         visible = (keys[:, None] <= positions[..., None]) & (keys[:, None] >= oldest[..., None])
-        return softmax.attend(q_bhqd, k_pages[ids], v_pages[ids], visible[:, None], soft_cap)
+        return softmax.attend(q_bhqd, *_read(k_pages, v_pages, ids, value_dim), visible[:, None], soft_cap)
 
     sinks_hq = None if sinks is None else jnp.tile(sinks.reshape(kv_heads, group), (1, queries))
     softmax = _Softmax.start((batch, kv_heads, queries * group), value_dim, sinks_hq)
@@ -105,7 +113,7 @@ def paged_decode_attention(
 def paged_prefill_attention(
     q: jax.Array,
     k_pages: jax.Array,
-    v_pages: jax.Array,
+    v_pages: jax.Array | None,
     page_table: jax.Array,
     tiles: jax.Array,
     *,
@@ -114,6 +122,7 @@ def paged_prefill_attention(
     window: int | None = None,
     soft_cap: float | None = None,
     sinks: jax.Array | None = None,
+    value_dim: int | None = None,
 ) -> jax.Array:
     """Causal attention of chunks of many sequences, laid out one after the other on a flat token axis.
 
@@ -123,7 +132,8 @@ def paged_prefill_attention(
     tokens that are in no tile.
     """
     tokens, heads, head_dim = q.shape
-    _, kv_heads, page_size, value_dim = v_pages.shape
+    _, kv_heads, page_size, _ = k_pages.shape
+    value_dim = v_pages.shape[-1] if v_pages is not None else value_dim or head_dim
     group = heads // kv_heads
     q_padded = jnp.pad(_scaled(q, scale, k_pages.dtype), ((0, tile_size), (0, 0), (0, 0)))
     sinks_hq = None if sinks is None else jnp.repeat(sinks.reshape(kv_heads, group), tile_size, axis=1)
@@ -142,7 +152,7 @@ def paged_prefill_attention(
             ids = pages[index][None]
             keys = index * page_size + jnp.arange(page_size)
             visible = (keys <= limits[:, None]) & (keys >= oldest[:, None]) & (keys < position + count)
-            return softmax.attend(q_bhqd, k_pages[ids], v_pages[ids], visible[None, None], soft_cap)
+            return softmax.attend(q_bhqd, *_read(k_pages, v_pages, ids, value_dim), visible[None, None], soft_cap)
 
         softmax = _Softmax.start((1, kv_heads, group * tile_size), value_dim, sinks_hq)
         pages_read = -(-(position + count) // page_size)

@@ -170,12 +170,15 @@ def test_an_unsupported_architecture_is_refused_with_the_supported_ones(
     ("fields", "named"),
     [
         ({"rope_scaling": {"rope_type": "sideways", "factor": 2.0}}, "'sideways'"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "'yarn'"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "mrope_section": [8, 12, 12]}}, "mrope_section"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "low_freq_factor"),
         ({"hidden_act": "gelu"}, "'gelu'"),
         ({"mlp_bias": True}, "mlp_bias"),
         ({"attention_bias": True}, "attention_bias"),
-        ({"use_sliding_window": True, "sliding_window": 16}, "use_sliding_window"),
+        ({"layer_types": ["full_attention", "chunked_attention"]}, "'chunked_attention'"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_window=None"),
+        ({"layer_types": ["full_attention"]}, "layer_types"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
         ({"hidden_size": "wide"}, "hidden_size"),
         ({"num_attention_heads": 8, "num_key_value_heads": 3}, "num_key_value_heads=3"),
         ({"head_dim": 63}, "head_dim"),
@@ -188,6 +191,35 @@ def test_a_config_that_cannot_be_served_is_refused_by_the_field(
     assert named in refusal(change_config(directory, **fields))
 
 
+@pytest.mark.parametrize(
+    ("case", "fields", "named"),
+    [
+        ("llama-2", {"layer_types": ["sliding_attention"] * 2, "sliding_window": 16}, "layer_types"),
+        ("mistral-window", {"layer_types": ["full_attention"] * 2}, "layer_types"),
+        ("gemma-2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gemma-2", {"hidden_activation": "gelu"}, "hidden_activation='gelu'"),
+        ("gemma-3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+        ("gemma-3", {"rope_scaling": {"rope_type": "sideways"}}, "'sideways'"),
+        ("granite-3", {"mlp_bias": True}, "mlp_bias"),
+        ("phi-4-partial-long-rope", {"partial_rotary_factor": 0.5}, "_factor"),
+        ("glm-4", {"partial_rotary_factor": 0.3}, "partial_rotary_factor=0.3"),
+    ],
+)
+def test_what_a_family_does_not_do_is_refused_by_the_field(
+    case: str, fields: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    write_checkpoint(case, tmp_path)
+    assert named in refusal(change_config(tmp_path, **fields))
+
+
+@pytest.mark.parametrize("part", ["vision_config", "text_config", "audio_config"])
+def test_models_with_more_than_text_are_refused_by_the_part(directory: Path, part: str) -> None:
+    wrapper = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", part: {"hidden_size": 64}}
+    assert f"Gemma3ForConditionalGeneration and has a {part}" in refusal(change_config(directory, **wrapper))
+    wrapper["architectures"] = ["Gemma3ForCausalLM"]
+    assert "Gemma3ForCausalLM and has a " in refusal(change_config(directory, **wrapper))
+
+
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
@@ -195,7 +227,7 @@ def assert_same_state(found: nnx.State, expected: nnx.State) -> None:
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", sorted(CASES.keys() - {"gpt-oss-mxfp4"}))  # which is saved unpacked
 def test_saved_weights_are_the_tensors_that_were_loaded(case: str, tmp_path: Path) -> None:
     model = nnx.merge(*dense.load(write_checkpoint(case, tmp_path)))
     (tmp_path / WEIGHTS).unlink()
@@ -231,6 +263,14 @@ def test_weights_that_cannot_be_written_leave_what_was_there(directory: Path) ->
     assert (directory / WEIGHTS).read_bytes() == before
 
 
+def test_packed_weights_are_saved_unpacked_and_load_as_before(tmp_path: Path) -> None:
+    graph, state = dense.load(write_checkpoint("gpt-oss-mxfp4", tmp_path))
+    (tmp_path / WEIGHTS).unlink()
+    save_weights(nnx.merge(graph, state), tmp_path, jnp.dtype(jnp.float32))
+    assert load_file(tmp_path / WEIGHTS)["model.layers.0.mlp.experts.gate_up_proj"].shape == (6, 64, 192)
+    assert_same_state(dense.load(tmp_path)[1], state)
+
+
 def test_bfloat16_weights_come_back_rounded_once(directory: Path) -> None:
     graph, state = dense.load(directory)
     save_weights(nnx.merge(graph, state), directory)
@@ -242,7 +282,7 @@ def test_bfloat16_weights_come_back_rounded_once(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("devices", [2, 4, 8])
-@pytest.mark.parametrize("case", ["qwen2-group-8-head-64", "qwen3-tied-group-8-head-64"])  # one and two KV heads
+@pytest.mark.parametrize("case", ["qwen2-group-8-head-64", "glm-4"])  # one and two KV heads
 def test_a_model_split_over_devices_gives_the_logits_of_one(case: str, devices: int, tmp_path: Path) -> None:
     write_checkpoint(case, tmp_path)
     expected = dense.logits(dense.load(tmp_path), prompts(case)[-1])
@@ -261,7 +301,7 @@ def test_each_device_holds_its_part_only(directory: Path) -> None:
     ("devices", "intermediate_size", "possible"),
     [
         (4, 136, "1, 2"),  # does not divide the 6 attention heads
-        (3, 144, "1, 2, 6"),  # neither divides the 2 KV heads nor is a multiple of them
+        (3, 144, "1, 2"),  # does not divide the vocabulary, which is padded to 640
         (6, 136, "1, 2"),  # does not divide the MLP
     ],
 )

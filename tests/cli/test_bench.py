@@ -1,4 +1,4 @@
-"""`jaxserve bench`: the arithmetic on made-up times, and both commands on a tiny model."""
+"""`jaxserve bench`: the arithmetic on made-up times, and its commands on tiny models."""
 
 import json
 from pathlib import Path
@@ -134,3 +134,21 @@ def test_loading_is_measured_against_cat(tmp_path: Path, capsys: pytest.CaptureF
     assert report["share_of_cat"] == pytest.approx(report["load_bytes_per_second"] / report["cat_bytes_per_second"])
     assert report["largest_shard_bytes"] == 2 * (4 + 2) * 64 * 72  # four heads, with a KV head of their own
     assert "% of cat" in capsys.readouterr().out
+
+
+def test_experts_are_measured_by_how_many_are_used(tmp_path: Path, capsys: pytest.CaptureFixture):
+    model, file = write_checkpoint("qwen3-moe", tmp_path / "tiny"), tmp_path / "result.json"
+    words = ["--model", str(model), "--tokens", "2", "--tensor-parallel-size", "2", "--num-iters", "3"]
+    assert main(["bench", "experts", *words, "--dtype", "bfloat16", "--output-json", str(file)]) == 0
+    report = json.loads(file.read_text())
+    assert [step["active_experts"] for step in report["steps"]] == [3, 6]  # of nine, three for each of two tokens
+    assert report["expert_bytes"] == 2 * 3 * 80 * 40
+    for step in report["steps"]:
+        used = step["active_experts"] * report["expert_bytes"]
+        assert step["bytes_per_second"] == pytest.approx(used / min(step["seconds"]))
+    assert "2 tokens through 3 of 9 experts" in capsys.readouterr().out
+
+
+def test_a_model_without_experts_is_refused(capsys: pytest.CaptureFixture):
+    assert main(["bench", "experts"]) == 2
+    assert "without experts" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxserve.checkpoint.huggingface import abstract_model
-from jaxserve.models.config import ModelConfig
+from jaxserve.models.config import LayerKind, ModelConfig
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.kv_cache import KVCache
 from jaxserve.runner.programs import DeviceState, Programs, SlotState
@@ -25,7 +25,7 @@ QWEN3_8B = ModelConfig(
     vocab_size=151936,
     hidden_size=4096,
     intermediate_size=12288,
-    num_layers=LAYERS,
+    layer_kinds=(LayerKind(),) * LAYERS,
     num_heads=32,
     num_kv_heads=8,
     head_dim=128,
@@ -53,7 +53,7 @@ def compiled_program(program: Callable[[Programs], Callable], batch: Any) -> Any
 
     graph, weights = abstract_model(QWEN3_8B, jnp.bfloat16)
     leaves, tree = jax.tree.flatten(weights)
-    backend = {"page_size": PAGE_SIZE, "max_logprobs": 20, "attention_backend": "mosaic_gpu"}
+    backend = {"page_size": PAGE_SIZE, "max_logprobs": 20, "max_decode_steps": 1, "attention_backend": "mosaic_gpu"}
     programs = Programs(graph, tree, QWEN3_8B, MESH, **backend)
     return compile_for_h200(program(programs), *on_h200((leaves, abstract_state(), batch)), donate=(1,))
 

@@ -10,14 +10,21 @@ from flax import nnx
 from jaxserve.checkpoint.huggingface import load_weights, read_config
 from jaxserve.models.registry import model_config
 from jaxserve.parallel.mesh import make_mesh
+from tests.models.cases import MAX_MODEL_LEN
 
 
-def load(directory: Path, devices: int = 1) -> tuple[nnx.GraphDef, nnx.State]:
-    return load_weights(directory, model_config(read_config(directory)), make_mesh(devices), jnp.dtype(jnp.float32))
+def load(directory: Path, devices: int = 1, *, served: int = MAX_MODEL_LEN) -> tuple[nnx.GraphDef, nnx.State]:
+    config = model_config(read_config(directory)).served_up_to(served)
+    return load_weights(directory, config, make_mesh(devices), jnp.dtype(jnp.float32))
 
 
 def logits(model: tuple[nnx.GraphDef, nnx.State], token_ids: list[int]) -> np.ndarray:
     """Float32 logits `[tokens, vocab]` after each token, with plain causal attention."""
+    return batch_logits(model, [token_ids])[0]
+
+
+def batch_logits(model: tuple[nnx.GraphDef, nnx.State], rows: list[list[int]]) -> list[np.ndarray]:
+    """Of each row, float32 logits `[tokens, vocab]` after each token, with plain causal attention."""
     graph, state = model
 
     def attend(
@@ -50,8 +57,11 @@ def logits(model: tuple[nnx.GraphDef, nnx.State], token_ids: list[int]) -> np.nd
         decoder = nnx.merge(graph, state)
         return decoder.logits(decoder(tokens, jnp.arange(tokens.shape[1])[None], attend))
 
+    longest = max(len(row) for row in rows)
+    padded = jnp.asarray([row + [0] * (longest - len(row)) for row in rows], jnp.int32)
     with jax.default_matmul_precision("highest"):  # a GPU would use TF32 in the attention
-        return np.asarray(run(state, jnp.asarray([token_ids], jnp.int32)))[0]
+        found = np.asarray(run(state, padded))
+    return [found[index, : len(row)] for index, row in enumerate(rows)]
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:

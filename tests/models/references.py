@@ -1,14 +1,15 @@
-"""What `transformers` computes on the cases: stored in references.npz, or live where PyTorch is installed."""
+"""What `transformers` computes on the cases: stored in references/, or live where PyTorch is installed."""
 
 import functools
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from tests.models.cases import prompts
+from tests.models.cases import CASES, prompts
 
-STORED = Path(__file__).with_name("references.npz")  # written by scripts/make_references.py
+STORED = Path(__file__).with_name("references")  # a file for each case, written by scripts/make_references.py
 STORED_POSITIONS = np.array([0, 9, 24, 39])  # of the longest prompt
 NEW_TOKENS = 24
 
@@ -20,18 +21,23 @@ class Reference(NamedTuple):
 
 
 @functools.cache
-def _archive() -> dict[str, np.ndarray]:
-    with np.load(STORED) as archive:
+def _stored(case: str) -> dict[str, np.ndarray]:
+    with np.load(STORED / f"{case}.npz") as archive:
         return dict(archive)
 
 
 def stored_seed(case: str) -> int:
     """The seed of the weights that the stored values belong to."""
-    return int(_archive()[f"{case}/seed"])
+    return int(_stored(case)["seed"])
 
 
 def stored_reference(case: str) -> Reference:
-    return Reference(STORED_POSITIONS, _archive()[f"{case}/logits"], _archive()[f"{case}/greedy"])
+    return Reference(STORED_POSITIONS, _stored(case)["logits"], _stored(case)["greedy"])
+
+
+def stored_rope(name: str) -> tuple[np.ndarray, float]:
+    """Inverse frequencies and attention factor of a rope of `ropes.ROPES`."""
+    return _stored("rope")[name], float(_stored("rope")[f"{name}/factor"])
 
 
 def live_reference(case: str, directory: Path) -> tuple[Reference, float]:
@@ -42,6 +48,8 @@ def live_reference(case: str, directory: Path) -> tuple[Reference, float]:
     import torch
     from transformers import AutoModelForCausalLM
 
+    if "quantization_config" in CASES[case]:
+        directory = _unpacked(directory)
     model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
@@ -58,3 +66,22 @@ def live_reference(case: str, directory: Path) -> tuple[Reference, float]:
     best, second = torch.cat([step for run in runs for step in run.logits]).topk(2).values.T
     reference = Reference(np.arange(len(logits)), logits, np.stack(greedy).astype(np.int32))
     return reference, float((best - second).min())
+
+
+def _unpacked(directory: Path) -> Path:
+    """A copy of an MXFP4 checkpoint with plain weights, by `transformers`' own function: loading it needs a GPU's."""
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    copy = directory / "unpacked"
+    copy.mkdir(exist_ok=True)
+    config = json.loads((directory / "config.json").read_text())
+    del config["quantization_config"]
+    (copy / "config.json").write_text(json.dumps(config))
+    tensors = load_file(directory / "model.safetensors")
+    for name in [name.removesuffix("_blocks") for name in tensors if name.endswith("_blocks")]:
+        packed = tensors.pop(f"{name}_blocks"), tensors.pop(f"{name}_scales")
+        tensors[name] = convert_moe_packed_tensors(*packed, dtype=torch.float32)
+    save_file(tensors, copy / "model.safetensors")
+    return copy

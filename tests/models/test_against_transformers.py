@@ -8,8 +8,26 @@ import pytest
 
 from jaxserve import LLM, SamplingParams
 from tests.models import dense
-from tests.models.cases import CASES, prompts, write_checkpoint
+from tests.models.cases import CASES, MAX_MODEL_LEN, PROMPT_LENGTHS, prompts, write_checkpoint
 from tests.models.references import NEW_TOKENS, Reference, live_reference, stored_reference, stored_seed
+
+# Transformers takes a new base at every length, and we that of the longest sequence served: equal at one length.
+EQUAL_AT = {"llama-dynamic-rope": PROMPT_LENGTHS[-1]}
+
+# Of each architecture the first case that four devices can share.
+ENGINE_CASES = {
+    config["architectures"][0]: case
+    for case, config in reversed(CASES.items())
+    if config["num_attention_heads"] % 4 == 0
+}.values()
+# On one device those that differ most from the rest: an engine takes seconds to compile.
+ENGINES = [
+    *((case, 4) for case in ENGINE_CASES),
+    *(
+        (case, 1)
+        for case in ("gemma-3", "olmo-3", "glm-4", "phi-3-longrope-served-short", "gpt-oss-mxfp4", "deepseek-v3")
+    ),
+]
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -30,30 +48,33 @@ def reference(request: pytest.FixtureRequest, case: str, directory: Path) -> Ref
     return live_reference(case, directory)[0]
 
 
-@pytest.fixture(scope="module")
-def model_logits(case: str, directory: Path) -> np.ndarray:
-    return dense.logits(dense.load(directory), prompts(case)[-1])
+def test_logits_and_greedy_tokens_equal_transformers(case: str, directory: Path, reference: Reference) -> None:
+    """Each position of a completion is computed from transformers' own tokens before it."""
+    given = prompts(case)
+    rows = [prompt + completion for prompt, completion in zip(given, reference.greedy.tolist(), strict=True)]
+    logits = dense.batch_logits(dense.load(directory, served=EQUAL_AT.get(case, MAX_MODEL_LEN)), rows)
+    assert dense.relative_error(logits[-1][reference.positions], reference.logits) < 1e-4
+    if case in EQUAL_AT:
+        return
+    found = [row[len(prompt) - 1 : -1].argmax(axis=-1) for row, prompt in zip(logits, given, strict=True)]
+    np.testing.assert_array_equal(found, reference.greedy)
 
 
-@pytest.fixture(scope="module")
-def generated(case: str, directory: Path) -> np.ndarray:
-    settings = {"dtype": "float32", "max_model_len": 64, "skip_tokenizer_init": True, "compilation_cache_dir": ""}
-    tight = {"page_size": 16, "max_num_seqs": 4, "max_num_batched_tokens": 32}  # the longest prompt takes two steps
+@pytest.mark.parametrize(("case", "devices"), ENGINES)
+def test_the_engine_generates_transformers_greedy_tokens(case: str, devices: int, tmp_path: Path) -> None:
+    write_checkpoint(case, tmp_path, seed=stored_seed(case))
+    settings = {"dtype": "float32", "max_model_len": MAX_MODEL_LEN, "skip_tokenizer_init": True}
+    tight = {"page_size": 8, "max_num_seqs": 4, "max_num_batched_tokens": 24, "num_pages": 11}
+    where = {"tensor_parallel_size": devices, "compilation_cache_dir": "", "progress": False}
     params = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True, detokenize=False)
-    with LLM(str(directory), progress=False, **settings, **tight) as llm:
+    with LLM(str(tmp_path), **settings, **tight, **where) as llm:
         outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts(case)], params)
-    return np.array([output.outputs[0].token_ids for output in outputs])
+        assert llm.engine.scheduler.num_preemptions > 0
+    np.testing.assert_array_equal([output.outputs[0].token_ids for output in outputs], stored_reference(case).greedy)
 
 
-def test_logits_are_within_1e_4_of_transformers(model_logits: np.ndarray, reference: Reference) -> None:
-    assert dense.relative_error(model_logits[reference.positions], reference.logits) < 1e-4
-
-
-def test_greedy_tokens_of_the_engine_equal_transformers(generated: np.ndarray, reference: Reference) -> None:
-    np.testing.assert_array_equal(generated, reference.greedy)
-
-
-def test_many_files_load_as_one_does(case: str, directory: Path, tmp_path: Path) -> None:
-    _, expected = dense.load(directory)
-    _, found = dense.load(write_checkpoint(case, tmp_path, seed=stored_seed(case), shards=3))
+@pytest.mark.parametrize("case", ENGINE_CASES)
+def test_many_files_load_as_one_does(case: str, tmp_path: Path) -> None:
+    _, expected = dense.load(write_checkpoint(case, tmp_path / "one"))
+    _, found = dense.load(write_checkpoint(case, tmp_path / "many", shards=3))
     jax.tree.map(np.testing.assert_array_equal, found, expected)
