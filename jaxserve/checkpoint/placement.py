@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Sharding
 
 from jaxserve.checkpoint.fusing import Source, overlaps
 
@@ -30,7 +30,7 @@ class Plan(NamedTuple):
 
     shape: tuple[int, ...]
     dtype: np.dtype
-    sharding: NamedSharding
+    sharding: Sharding
     sources: list[Source]
 
 
