@@ -17,6 +17,7 @@ _KINDS: dict[type, tuple[Any, str]] = {
     str: (str | os.PathLike, "a text"),
 }
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+ATTENTION_BACKENDS = ("auto", "mosaic_gpu", "native", "xla")  # `pallas_kernels.implementations`, which brings JAX
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -63,6 +64,11 @@ class EngineConfig:
         True, "keep the pages of finished prompts and completions, for those that begin with the same tokens"
     )
     tensor_parallel_size: int = _setting(1, "devices that share every layer")
+    attention_backend: str = _setting(
+        "auto",
+        f"what attention runs in: {', '.join(ATTENTION_BACKENDS)}; auto takes mosaic_gpu on Hopper GPUs"
+        " and native on CPUs with AVX512-BF16",
+    )
     page_size: int = _setting(64, "token positions in one page of the KV cache")
     num_pages: int | None = _setting(None, "pages in the KV cache; chosen from the memory at hand if left out")
     gpu_memory_utilization: float = _setting(
@@ -78,6 +84,10 @@ class EngineConfig:
         self._check_types()
         if self.dtype not in DTYPES:
             raise InputError(f"dtype is {self.dtype!r}; give one of {', '.join(DTYPES)}")
+        if self.attention_backend not in ATTENTION_BACKENDS:
+            raise InputError(
+                f"attention_backend is {self.attention_backend!r}; give one of {', '.join(ATTENTION_BACKENDS)}"
+            )
         for name in ("tensor_parallel_size", "page_size", "max_decode_steps"):
             self._at_least_one(name)
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_pages"):

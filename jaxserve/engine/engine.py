@@ -76,11 +76,8 @@ class Engine:
     def __init__(self, loaded: Loaded, clock: Callable[[], float] = time.perf_counter):
         config = loaded.config
         self.config, self.model_config = config, loaded.model_config
-        self.tokenizer, self.sampling_defaults, self.startup_seconds = (
-            loaded.tokenizer,
-            loaded.sampling_defaults,
-            loaded.seconds,
-        )
+        self.tokenizer, self.sampling_defaults = loaded.tokenizer, loaded.sampling_defaults
+        self.startup_seconds, self.attention = loaded.seconds, loaded.attention
         self.inputs = InputProcessor(
             loaded.tokenizer,
             vocab_size=loaded.model_config.vocab_size,

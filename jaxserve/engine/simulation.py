@@ -60,7 +60,7 @@ def simulated_engine(cost: CostModel, *, virtual: bool = True, **settings: Any) 
     )
     model = ModelConfig("Simulated", _VOCAB, 1, 1, 1, 1, 1, 2, config.max_model_len)
     runner = SimulatedRunner(cost, max_decode_steps=config.max_decode_steps)
-    loaded = Loaded(config, model, None, frozenset(), {}, buckets, cast(Runner, runner), {})
+    loaded = Loaded(config, model, None, frozenset(), {}, buckets, cast(Runner, runner), "simulated", {})
     return Engine(loaded, runner.clock if virtual else time.perf_counter), runner
 
 

@@ -39,6 +39,7 @@ class Runner:
         page_size: int,
         max_logprobs: int,
         max_decode_steps: int,
+        attention_backend: str,
     ):
         self._weights, self._weights_tree = jax.tree.flatten(weights)
         self._unread_bytes = 0 if config.tie_word_embeddings else array_bytes(weights["embedding"])
@@ -60,6 +61,7 @@ class Runner:
             page_size=page_size,
             max_logprobs=max_logprobs,
             max_decode_steps=max_decode_steps,
+            attention_backend=attention_backend,
         )
         self._compiled: dict[Any, jax.stages.Compiled] = {}
         self._vocab_size = config.vocab_size

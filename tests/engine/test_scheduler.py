@@ -95,6 +95,9 @@ class Simulation:
             requests = step.requests
             for request, position, count in zip(requests, step.positions.tolist(), step.counts.tolist(), strict=True):
                 assert 1 <= count <= step.steps
+                if self.sequences[request][-1] == STOP_TOKEN:  # it has ended, and the host does not know it yet
+                    sampled.append([0] * count)
+                    continue
                 assert position == len(self.sequences[request]) - 1
                 new = []
                 for _ in range(count):
