@@ -91,6 +91,11 @@ class Runner:
         return array_bytes(self._weights) - self._unread_bytes
 
     @property
+    def temporary_bytes(self) -> int:
+        """The most memory that a program takes beside its arguments and results, on one device."""
+        return max(compiled.memory_analysis().temp_size_in_bytes for compiled in self._compiled.values())
+
+    @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of one position's keys and values in all layers."""
         pages, _, page_size, _ = self.state.cache.k[0].shape
