@@ -77,7 +77,7 @@ class EngineConfig:
     max_logprobs: int = _setting(20, "most log-probabilities that a request may ask for at each position")
     seed: int = _setting(0, "of the requests that bring no seed of their own")
     compilation_cache_dir: str = _setting(
-        "~/.cache/jaxserve/xla", "where compiled programs are kept for the next start; '' keeps none"
+        "~/.cache/jaxserve", "where compiled programs are kept for the next start; '' keeps none"
     )
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,22 +11,24 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxserve.checkpoint.huggingface import read_config
+from jaxserve.checkpoint.huggingface import abstract_model, read_config
 from jaxserve.checkpoint.model_files import find_model
 from jaxserve.checkpoint.tokenizer import eos_token_ids, load_tokenizer, read_generation_config, sampling_defaults
 from jaxserve.config import DEMO_MODEL, EngineConfig, ResolvedConfig
 from jaxserve.errors import InputError
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.registry import model_config
-from jaxserve.parallel.mesh import make_mesh
-from jaxserve.runner.buckets import TILE_SIZE, Buckets
-from jaxserve.runner.compilation import use_persistent_cache
+from jaxserve.parallel.mesh import make_mesh, placed_shapes
+from jaxserve.runner.buckets import MIN_DECODE_ROWS, TILE_SIZE, Buckets
 from jaxserve.runner.kv_cache import page_bytes
 from jaxserve.runner.memory import array_bytes, plan_pages, working_bytes
 from jaxserve.runner.runner import Runner
 from pallas_kernels.attention_shape import AttentionShape
 from pallas_kernels.implementations import MOSAIC_GPU, NATIVE, is_hopper
+from pallas_kernels.matmul import products_run_natively
 from pallas_kernels.paged_attention import choose_decode, choose_prefill
+
+WEIGHTS = "weights, at the same time"  # the stage that programs are compiled beside
 
 OnProgress = Callable[[str, int, int], None]  # stage, done, total
 
@@ -54,7 +57,6 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
         nonlocal start
         seconds[name], start = time.perf_counter() - start, time.perf_counter()
 
-    use_persistent_cache(config.compilation_cache_dir)
     files = find_model(config.model or str(DEMO_MODEL), revision=config.revision, hf_config_path=config.hf_config_path)
     hf = read_config(files.config)
     generation = read_generation_config(files.config)
@@ -70,13 +72,12 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
     placed = model.over_tensor_axis(config.tensor_parallel_size)
     dtype = serving_dtype(config.dtype, hf)
     attention = _attention(config, placed, dtype, mesh.devices)
-    graph, weights = files.load_weights(model, mesh, dtype, partial(on_progress, "weights"))
-    stage_done("weights")
-
-    resolved, buckets = _resolve(config, files.name, placed, weights, mesh.devices, dtype)
+    graph, shapes = abstract_model(placed, dtype)
+    shapes = placed_shapes(mesh, shapes)
+    resolved, buckets = _resolve(config, files.name, placed, shapes, mesh.devices, dtype)
     runner = Runner(
         graph,
-        weights,
+        shapes,
         placed,
         mesh,
         buckets,
@@ -85,10 +86,23 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
         max_logprobs=resolved.max_logprobs,
         max_decode_steps=resolved.max_decode_steps,
         attention_backend=resolved.attention_backend,
+        compilation_cache_dir=resolved.compilation_cache_dir,
     )
     stage_done("page pool")
-    runner.compile(lambda done, total: on_progress("programs", done, total))
-    stage_done("programs")
+
+    # Programs are compiled while the weights come.
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(files.load_weights, model, mesh, dtype, partial(on_progress, "weights"))
+        loading.add_done_callback(lambda _: seconds.update({WEIGHTS: time.perf_counter() - start}))
+
+        def on_compiled(done: int, total: int) -> None:
+            on_progress("programs", done, total)
+            if loading.done():
+                loading.result()  # weights that cannot be loaded end it at once
+
+        runner.compile(on_compiled)
+        seconds["programs"] = time.perf_counter() - start
+        runner.place(loading.result()[1])
     eos = eos_token_ids(generation, hf)
     return Loaded(resolved, model, tokenizer, eos, sampling_defaults(generation), buckets, runner, attention, seconds)
 
@@ -133,7 +147,7 @@ def _attention(config: EngineConfig, model: ModelConfig, dtype: jnp.dtype, devic
 
 
 def _resolve(
-    config: EngineConfig, name: str, model: ModelConfig, weights: Any, devices: np.ndarray, dtype: jnp.dtype
+    config: EngineConfig, name: str, model: ModelConfig, shapes: Any, devices: np.ndarray, dtype: jnp.dtype
 ) -> tuple[ResolvedConfig, Buckets]:
     """Every setting that was left open, from the model, the platform and the memory at hand; and the buckets of it."""
     on_cpu = devices.flat[0].platform == "cpu"
@@ -152,6 +166,8 @@ def _resolve(
             max_num_batched_tokens=min(max_num_batched_tokens, max_model_len * max_num_seqs),
             max_model_len=max_model_len,
             page_size=config.page_size,
+            min_decode_rows=1 if products_run_natively(dtype, devices) else MIN_DECODE_ROWS,
+            smallest_tile=1 if on_cpu else TILE_SIZE,  # kernels take whole tiles only
         )
 
     num_pages = config.num_pages or plan_pages(
@@ -160,7 +176,7 @@ def _resolve(
         device=devices.flat[0],
         devices=devices.size,
         utilization=config.gpu_memory_utilization,
-        weight_bytes=array_bytes(weights),
+        weight_bytes=array_bytes(shapes),
         working_bytes=working_bytes(model, buckets(), dtype.itemsize),
     )
     held = num_pages * config.page_size

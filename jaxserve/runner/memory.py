@@ -14,8 +14,8 @@ _GIB = 2**30
 
 
 def array_bytes(arrays: Any) -> int:
-    """Bytes of all arrays of a tree, over all devices."""
-    return sum(array.nbytes for array in jax.tree.leaves(arrays))
+    """Bytes of all arrays of a tree, or of the shapes of some, over all devices."""
+    return sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(arrays))
 
 
 def plan_pages(

@@ -16,6 +16,7 @@ from jaxserve.runner.buckets import Buckets, PrefillBucket
 from jaxserve.runner.compilation import compile_all
 from jaxserve.runner.kv_cache import KVCache
 from jaxserve.runner.memory import array_bytes
+from jaxserve.runner.program_cache import ProgramCache
 from jaxserve.runner.programs import DeviceState, Programs, SlotState
 from jaxserve.runner.step_batch import DecodeArrays, PrefillArrays, StepBatch, StepResult, VocabRow
 
@@ -23,14 +24,15 @@ from jaxserve.runner.step_batch import DecodeArrays, PrefillArrays, StepBatch, S
 class Runner:
     """A model with its pages and slots on a mesh, and a compiled program for every bucket.
 
-    `config` is the model as it stands on the mesh. `dispatch` returns at once, with arrays that the device fills later;
-    `collect` waits for them. Steps run in the order in which they are dispatched.
+    `shapes` are the weights', each with its dtype and sharding; `place` brings the weights themselves. `config` is the
+    model as it stands on the mesh. `dispatch` returns at once, with arrays that the device fills later; `collect` waits
+    for them. Steps run in the order in which they are dispatched.
     """
 
     def __init__(
         self,
         graph: nnx.GraphDef,
-        weights: nnx.State,
+        shapes: nnx.State,
         config: ModelConfig,
         mesh: Mesh,
         buckets: Buckets,
@@ -40,13 +42,15 @@ class Runner:
         max_logprobs: int,
         max_decode_steps: int,
         attention_backend: str,
+        compilation_cache_dir: str,
     ):
-        self._weights, self._weights_tree = jax.tree.flatten(weights)
-        self._unread_bytes = 0 if config.tie_word_embeddings else array_bytes(weights["embedding"])
+        self._shapes, self._weights_tree = jax.tree.flatten(shapes)
+        self._weights: list[jax.Array] = []
+        self._unread_bytes = 0 if config.tie_word_embeddings else array_bytes(shapes["embedding"])
         self._config = config
         self._buckets = buckets
         self._mesh = mesh
-        dtype = self._weights[0].dtype
+        dtype = self._shapes[0].dtype
         self.state = DeviceState(
             KVCache.empty(config, num_pages=num_pages, page_size=page_size, dtype=dtype, mesh=mesh),
             SlotState.empty(
@@ -65,15 +69,29 @@ class Runner:
         )
         self._compiled: dict[Any, jax.stages.Compiled] = {}
         self._vocab_size = config.vocab_size
+        self._cache = ProgramCache(
+            compilation_cache_dir,
+            list(mesh.devices.flat),
+            config,
+            mesh.shape,
+            [(shape.shape, shape.dtype.name, shape.sharding.spec) for shape in self._shapes],
+            (num_pages, page_size, max_logprobs, max_decode_steps, attention_backend),
+            (buckets.max_num_seqs, buckets.max_pages),
+        )
 
     def compile(self, on_compiled: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Compile the program of every bucket; `on_compiled` is told how many of how many are done."""
         # The largest first: they take longest.
-        tasks: dict[Any, Callable[[], jax.stages.Compiled]] = {}
-        tasks |= {bucket: partial(self._compile_decode, bucket) for bucket in reversed(self._buckets.decode)}
-        tasks |= {bucket: partial(self._compile_prefill, bucket) for bucket in reversed(self._buckets.prefill)}
-        tasks |= {VocabRow: self._compile_vocab_row}
-        self._compiled = dict(zip(tasks, compile_all(tasks.values(), on_compiled), strict=True))
+        programs: dict[Any, Callable[[], jax.stages.Compiled]] = {}
+        programs |= {bucket: partial(self._compile_decode, bucket) for bucket in reversed(self._buckets.decode)}
+        programs |= {bucket: partial(self._compile_prefill, bucket) for bucket in reversed(self._buckets.prefill)}
+        programs |= {VocabRow: self._compile_vocab_row}
+        tasks = [partial(self._cache.get, repr(key), compile_) for key, compile_ in programs.items()]
+        self._compiled = dict(zip(programs, compile_all(tasks, on_compiled), strict=True))
+
+    def place(self, weights: nnx.State) -> None:
+        """Take the weights, of the shapes and on the devices that were announced. Programs need none to be compiled."""
+        self._weights = jax.tree.leaves(weights)
 
     def dispatch(self, batch: StepBatch) -> StepResult:
         """Start one step; the result's arrays are on the device, under way."""
@@ -88,7 +106,7 @@ class Runner:
     @property
     def weight_bytes_per_step(self) -> int:
         """Bytes of the parameters that every step reads: all but an untied embedding table, of which it reads rows."""
-        return array_bytes(self._weights) - self._unread_bytes
+        return array_bytes(self._shapes) - self._unread_bytes
 
     @property
     def temporary_bytes(self) -> int:
@@ -154,7 +172,7 @@ class Runner:
         whole = sharding(self._mesh)
         state = jax.tree.map(lambda array: array.sharding, self.state)
         step = jax.jit(program, donate_argnums=1, in_shardings=(None, None, whole), out_shardings=(state, whole))
-        return step.lower(self._weights, self.state, arrays).compile()
+        return step.lower(self._shapes, self.state, arrays).compile()
 
     def _compile_vocab_row(self) -> jax.stages.Compiled:
         size, whole = self._vocab_size, sharding(self._mesh)

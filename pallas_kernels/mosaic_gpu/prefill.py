@@ -34,24 +34,12 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels.mosaic_gpu.shared_memory import swizzled
 from pallas_kernels.mosaic_gpu.softmax import LOG2_E, MASKED, MATRIX
 
 _ROWS = 64  # of one warpgroup: the height of a WGMMA
 _COMPUTE, _MEMORY = 2, 2  # compute warpgroups; the index of the one that moves memory
 _PER_ROW = plgpu.Layout.WGMMA.reduce(1)
-
-
-def _swizzled_columns(columns: int, dtype: Any) -> int:
-    """How many of `columns` the widest swizzle takes that divides them."""
-    itemsize = jnp.dtype(dtype).itemsize
-    return plgpu.find_swizzle(columns * itemsize * 8) // itemsize
-
-
-def _tiled(shape: tuple[int, ...], dtype: Any) -> Any:
-    """Shared memory as TMA writes and WGMMA reads it."""
-    columns = _swizzled_columns(shape[-1], dtype)
-    swizzle = plgpu.SwizzleTransform(columns * jnp.dtype(dtype).itemsize)
-    return plgpu.SMEM(shape, dtype, transforms=(plgpu.TilingTransform((8, columns)), swizzle))
 
 
 def rows_of(values: jax.Array, like: jax.Array) -> jax.Array:
@@ -152,9 +140,10 @@ class _Plan:
         return min(pl.cdiv(self.head_dim, 64) * 64, 128)
 
     def scratch(self) -> dict[str, Any]:
-        keys_or_values = _tiled((self.stages, self.block, self.head_dim), self.dtype)
+        layout = swizzled(self.head_dim)
+        keys_or_values = plgpu.SMEM((self.stages, self.block, self.head_dim), self.dtype, transforms=layout)
         return {
-            "q_s": _tiled((_COMPUTE, _ROWS, self.head_dim), self.dtype),
+            "q_s": plgpu.SMEM((_COMPUTE, _ROWS, self.head_dim), self.dtype, transforms=layout),
             "k_s": keys_or_values,
             "v_s": keys_or_values,
             "rows_s": plgpu.SMEM((_COMPUTE, _ROWS, self.staged_dim), self.dtype),
@@ -173,7 +162,7 @@ class _Tile(NamedTuple):
 
     sequence: jax.Array
     start: jax.Array  # of its tokens on the flat axis
-    count: jax.Array
+    tokens: jax.Array
     position: jax.Array  # of its first token
     end: jax.Array  # the position after its last token
     first_page: jax.Array  # that any of its tokens sees
@@ -182,13 +171,13 @@ class _Tile(NamedTuple):
 
     @classmethod
     def read(cls, tiles: Any, index: jax.Array, plan: _Plan) -> "_Tile":
-        sequence, start, count, position = (tiles[field, index] for field in range(4))
-        end = position + count
+        sequence, start, tokens, position = (tiles[field, index] for field in range(4))
+        end = position + tokens
         oldest = jnp.int32(0) if plan.window is None else jnp.maximum(position - plan.window + 1, 0)
         first_step = lax.div(oldest, jnp.int32(plan.block))
-        steps = jnp.where(count > 0, pl.cdiv(end, jnp.int32(plan.block)) - first_step, 0)
+        steps = pl.cdiv(end, jnp.int32(plan.block)) - first_step
         first_page = lax.div(oldest, jnp.int32(plan.page_size))
-        return cls(sequence, start, count, position, end, first_page, first_step, steps)
+        return cls(sequence, start, tokens, position, end, first_page, first_step, steps)
 
 
 def _move(plan: _Plan, tile: _Tile, kv_head: jax.Array, k_g, v_g, table_g, k_s, v_s, barriers) -> None:
@@ -225,7 +214,7 @@ def _move(plan: _Plan, tile: _Tile, kv_head: jax.Array, k_g, v_g, table_g, k_s, 
         copy(step, v_g, v_s, barriers["tail_full"])
         plgpu.barrier_wait(barriers["tail_full"])
         first_key = (tile.first_step + step) * plan.block
-        width = _swizzled_columns(plan.head_dim, plan.dtype)
+        width = swizzled(plan.head_dim)[0].tiling[1]  # columns at once: few, for few registers
         for row in range(0, plan.block, _ROWS):
             for column in range(0, plan.head_dim, width):
                 part = v_s.at[slot, pl.ds(row, _ROWS), pl.ds(column, width)]
@@ -405,7 +394,7 @@ def _kernel(plan: _Plan, tiles: int, with_sinks: bool) -> Callable[..., None]:
             out = _attend(plan, tile, tile.position + before, sink, tile_s, k_s, v_s, barriers)
             # Read again: nothing of it has to stay in a register through the loop over the keys.
             tile = _Tile.read(tiles_g, index, plan)
-            count = jnp.where(of_group < plan.group, tile.count - before, 0)
+            count = jnp.where(of_group < plan.group, tile.tokens - before, 0)
             _store(plan, out, tile.start + before, head, count, out_g, tile_s, rows_s.at[warpgroup])
 
         @pl.when(used & (warpgroup == _MEMORY))
@@ -433,8 +422,10 @@ def paged_prefill_attention(
 
     Tiles of 64 tokens suit an even number of query heads for each KV head, tiles of 128 any.
     """
-    _, heads, head_dim = q.shape
+    tokens, heads, head_dim = q.shape
     _, kv_heads, page_size, _ = k_pages.shape
+    if tokens < _ROWS:  # a copy may reach beyond the last token, but not be larger than the whole
+        q = jnp.pad(q, ((0, _ROWS - tokens), (0, 0), (0, 0)))
     plan = _Plan(heads, kv_heads, head_dim, page_size, tile_size, q.dtype, scale, window, soft_cap)
     kernel = plgpu.kernel(
         _kernel(plan, tiles.shape[1], sinks is not None),
@@ -443,8 +434,10 @@ def paged_prefill_attention(
         num_threads=_COMPUTE + 1,
         thread_name="warpgroup",
         scratch_types=plan.scratch(),
+        # Layouts are said, not inferred: inference has no answer for this kernel.
         compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane),
+        kernel_name="paged_prefill_attention",
     )
     out = jax.new_ref(jnp.zeros_like(q))  # tokens in no tile stay zero
     kernel(q, k_pages, v_pages, page_table, tiles, *([] if sinks is None else [sinks]), out)
-    return jax.freeze(out)
+    return jax.freeze(out)[:tokens]
