@@ -109,9 +109,10 @@ class Runner:
         return array_bytes(self._shapes) - self._unread_bytes
 
     @property
-    def temporary_bytes(self) -> int:
-        """The most memory that a program takes beside its arguments and results, on one device."""
-        return max(compiled.memory_analysis().temp_size_in_bytes for compiled in self._compiled.values())
+    def temporary_bytes(self) -> int | None:
+        """The most memory that a program takes beside its arguments and results, on one device; None if XLA is mum."""
+        found = [compiled.memory_analysis() for compiled in self._compiled.values()]
+        return max((analysis.temp_size_in_bytes for analysis in found if analysis is not None), default=None)
 
     @property
     def kv_bytes_per_token(self) -> int:

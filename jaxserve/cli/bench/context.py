@@ -195,8 +195,11 @@ def _print(report: dict[str, Any]) -> None:
             f"(median; p99 {1000 * waits['p99']:.1f} ms).",
             soft_wrap=True,
         )
+    if report["temporary_bytes"] is not None:
+        console.print(
+            f"  No program needs more than {report['temporary_bytes'] / 1e6:.1f} MB beside weights and pages."
+        )
     console.print(
-        f"  No program needs more than {report['temporary_bytes'] / 1e6:.1f} MB beside weights and pages.\n"
         f"  The memory gives {memory['bytes_per_second'] / 1e9:.2f} GB/s: {memory['probe']}.",
         soft_wrap=True,
     )
