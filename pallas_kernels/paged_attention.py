@@ -4,10 +4,12 @@ Pages hold what they are read as. Quantised ones will come with their scales, as
 `k_pages` and `v_pages`, and as a dtype of pages in `AttentionShape`.
 """
 
+from typing import Any
+
 import jax
 
 from pallas_kernels.attention_shape import AttentionShape
-from pallas_kernels.implementations import AUTO, MOSAIC_GPU, NATIVE, Choice, choose, log_once
+from pallas_kernels.implementations import AUTO, MOSAIC_GPU, NATIVE, XLA, Choice, choose, log_once
 from pallas_kernels.mosaic_gpu.refusals import refuse_decode, refuse_prefill
 from pallas_kernels.native import paged_attention as native
 from pallas_kernels.xla import paged_attention as xla
@@ -26,7 +28,7 @@ def choose_prefill(implementation: str, shape: AttentionShape, device: jax.Devic
 def paged_decode_attention(
     q: jax.Array,
     k_pages: jax.Array,
-    v_pages: jax.Array,
+    v_pages: jax.Array | None,
     page_table: jax.Array,
     lengths: jax.Array,
     *,
@@ -34,6 +36,7 @@ def paged_decode_attention(
     window: int | None = None,
     soft_cap: float | None = None,
     sinks: jax.Array | None = None,
+    value_dim: int | None = None,
     implementation: str = AUTO,
 ) -> jax.Array:
     """`pallas_kernels.xla.paged_attention.paged_decode_attention`, by one of `IMPLEMENTATIONS`.
@@ -41,6 +44,10 @@ def paged_decode_attention(
     `ValueError` for arguments that do not fit each other and, unless `implementation` is "auto", for shapes and dtypes
     that the one asked for does not take; "auto" runs those in XLA, and logs it once.
     """
+    variant: dict[str, Any] = {"scale": scale, "window": window, "soft_cap": soft_cap, "sinks": sinks}
+    if v_pages is None:
+        _only_in_xla(implementation)
+        return xla.paged_decode_attention(q, k_pages, None, page_table, lengths, value_dim=value_dim, **variant)
     batch, queries = q.shape[0], q.shape[1]
     _check_shape("lengths", lengths.shape, (batch,))
     _check_shape("the page table", page_table.shape, (batch, page_table.shape[-1]))
@@ -50,13 +57,13 @@ def paged_decode_attention(
     run = native.paged_decode_attention if choice.implementation == NATIVE else xla.paged_decode_attention
     if choice.implementation == MOSAIC_GPU:
         from pallas_kernels.mosaic_gpu.decode import paged_decode_attention as run  # on demand: it brings Pallas
-    return run(q, k_pages, v_pages, page_table, lengths, scale=scale, window=window, soft_cap=soft_cap, sinks=sinks)
+    return run(q, k_pages, v_pages, page_table, lengths, **variant)
 
 
 def paged_prefill_attention(
     q: jax.Array,
     k_pages: jax.Array,
-    v_pages: jax.Array,
+    v_pages: jax.Array | None,
     page_table: jax.Array,
     tiles: jax.Array,
     *,
@@ -65,12 +72,23 @@ def paged_prefill_attention(
     window: int | None = None,
     soft_cap: float | None = None,
     sinks: jax.Array | None = None,
+    value_dim: int | None = None,
     implementation: str = AUTO,
 ) -> jax.Array:
     """`pallas_kernels.xla.paged_attention.paged_prefill_attention`, by one of `IMPLEMENTATIONS`.
 
     Errors and "auto" are `paged_decode_attention`'s.
     """
+    variant: dict[str, Any] = {
+        "tile_size": tile_size,
+        "scale": scale,
+        "window": window,
+        "soft_cap": soft_cap,
+        "sinks": sinks,
+    }
+    if v_pages is None:
+        _only_in_xla(implementation)
+        return xla.paged_prefill_attention(q, k_pages, None, page_table, tiles, value_dim=value_dim, **variant)
     _check_shape("tiles", tiles.shape, (4, tiles.shape[-1]))
     choice = choose_prefill(implementation, _shape(q, k_pages, v_pages, window, sinks, tile_size=tile_size))
     if choice.refused:
@@ -78,18 +96,15 @@ def paged_prefill_attention(
     run = native.paged_prefill_attention if choice.implementation == NATIVE else xla.paged_prefill_attention
     if choice.implementation == MOSAIC_GPU:
         from pallas_kernels.mosaic_gpu.prefill import paged_prefill_attention as run
-    return run(
-        q,
-        k_pages,
-        v_pages,
-        page_table,
-        tiles,
-        tile_size=tile_size,
-        scale=scale,
-        window=window,
-        soft_cap=soft_cap,
-        sinks=sinks,
-    )
+    return run(q, k_pages, v_pages, page_table, tiles, **variant)
+
+
+def _only_in_xla(implementation: str) -> None:
+    """Values that are the first numbers of their keys are read by the XLA implementation alone."""
+    if implementation not in (AUTO, XLA):
+        raise ValueError(
+            f"{implementation} takes pages of values, and here they are a part of the keys; give auto or xla"
+        )
 
 
 def _shape(

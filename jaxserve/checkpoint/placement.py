@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 # A thread takes a task at a time, and of that as much as its cache holds while it looks for NaN.
 _TASK_BYTES, _CACHED_BYTES = 8 * 2**20, 2**19
-_HUGE_PAGE_BYTES = 2 * 2**20
+_CHUNK_BYTES = 8 * 2**20  # of memory, which smaller shards share
 _ALIGNMENT = 64  # XLA on the CPU uses memory so aligned where it lies, and copies any other
 _INFINITY = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000}
 
@@ -42,7 +42,8 @@ class _Shard(NamedTuple):
 
 
 def place(plans: list[Plan], on_bytes: Callable[[int, int], None] = lambda done, total: None) -> list[jax.Array]:
-    """The arrays of `plans`. Host memory stays within the largest shard, besides the arrays where that is on the host.
+    """The arrays of `plans`. Host memory stays within the largest shard and 8 MiB, besides the arrays where they
+    are on the host.
 
     A tensor that holds NaN is warned of by name. `on_bytes` is told how many bytes of how many are in place.
     """
@@ -52,7 +53,9 @@ def place(plans: list[Plan], on_bytes: Callable[[int, int], None] = lambda done,
     placed: list[list[jax.Array]] = [[] for _ in plans]
     waiting: collections.deque[_Shard] = collections.deque()
     with_nan: dict[str, None] = {}
+    source = _Memory()
     done = held = 0
+    on_bytes(0, total)
 
     def finish() -> None:
         nonlocal done, held
@@ -72,7 +75,7 @@ def place(plans: list[Plan], on_bytes: Callable[[int, int], None] = lambda done,
             for (index, devices), size in zip(shards[number].items(), sizes[number], strict=True):
                 while waiting and held + size > room:
                     finish()
-                memory = _zeros(_shard_shape(plan, index), plan.dtype)
+                memory = source.take(_shard_shape(plan, index), plan.dtype)
                 held += size
                 copies = overlaps(plan.sources, plan.shape, index, memory)
                 waiting.append(_Shard(number, devices, memory, [pool.submit(_copy, *task) for task in _tasks(copies)]))
@@ -112,19 +115,28 @@ def _shard_bytes(plan: Plan, index: tuple[slice, ...]) -> int:
     return math.prod(_shard_shape(plan, index)) * plan.dtype.itemsize
 
 
-def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Zeros, aligned as XLA wants them; on huge pages where they fill some, which take a third of the time."""
-    size = math.prod(shape) * dtype.itemsize
-    if size < _HUGE_PAGE_BYTES:
-        memory = np.zeros(size + _ALIGNMENT, np.uint8)
-        start = -memory.ctypes.data % _ALIGNMENT
-        memory = memory[start : start + size]
-    else:
-        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux
-            pages.madvise(mmap.MADV_HUGEPAGE)
-        memory = np.frombuffer(pages, np.uint8)
-    return memory.view(dtype).reshape(shape)
+class _Memory:
+    """Zeroed host memory, aligned as XLA wants it, on huge pages: to get it on small ones takes three times as long."""
+
+    def __init__(self) -> None:
+        self._chunk, self._used = np.empty(0, np.uint8), 0
+
+    def take(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        size = math.prod(shape) * dtype.itemsize
+        if size >= _CHUNK_BYTES:
+            return _huge_pages(size).view(dtype).reshape(shape)
+        if self._used + size > len(self._chunk):
+            self._chunk, self._used = _huge_pages(_CHUNK_BYTES), 0
+        taken = self._chunk[self._used : self._used + size]
+        self._used += -(-size // _ALIGNMENT) * _ALIGNMENT
+        return taken.view(dtype).reshape(shape)
+
+
+def _huge_pages(size: int) -> np.ndarray:
+    pages = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(pages, np.uint8, size)
 
 
 def _tasks(

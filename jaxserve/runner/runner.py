@@ -109,6 +109,12 @@ class Runner:
         return array_bytes(self._shapes) - self._unread_bytes
 
     @property
+    def temporary_bytes(self) -> int | None:
+        """The most memory that a program takes beside its arguments and results, on one device; None if XLA is mum."""
+        found = [compiled.memory_analysis() for compiled in self._compiled.values()]
+        return max((analysis.temp_size_in_bytes for analysis in found if analysis is not None), default=None)
+
+    @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of one position's keys and values in all layers."""
         pages, _, page_size, _ = self.state.cache.k[0].shape

@@ -130,8 +130,10 @@ def test_loading_is_measured_against_cat(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["bench", "load", *words]) == 0
     report = json.loads(file.read_text())
     assert report["file_bytes"] == (model / "model.safetensors").stat().st_size
-    assert len(report["cat_seconds"]) == len(report["load_seconds"]) == 2
-    assert report["share_of_cat"] == pytest.approx(report["load_bytes_per_second"] / report["cat_bytes_per_second"])
+    for name in ("cat", "place", "load"):
+        assert len(report[f"{name}_seconds"]) == 2
+        assert report["bytes_per_second"][name] == report["file_bytes"] / min(report[f"{name}_seconds"])
+    assert report["share_of_cat"]["load"] == min(report["cat_seconds"]) / min(report["load_seconds"])
     assert report["largest_shard_bytes"] == 2 * (4 + 2) * 64 * 72  # four heads, with a KV head of their own
     assert "% of cat" in capsys.readouterr().out
 
@@ -152,3 +154,26 @@ def test_experts_are_measured_by_how_many_are_used(tmp_path: Path, capsys: pytes
 def test_a_model_without_experts_is_refused(capsys: pytest.CaptureFixture):
     assert main(["bench", "experts"]) == 2
     assert "without experts" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("small_probe")
+def test_contexts_are_measured_alone_and_beside_short_requests(tmp_path: Path, capsys: pytest.CaptureFixture):
+    file = tmp_path / "result.json"
+    sizes = ["--length", "20", "--length", "100", "--output-len", "4", "--output-json", str(file)]
+    words = [*sizes, "--max-num-batched-tokens", "32", "--page-size", "16"]
+    assert main(["bench", "context", *words]) == 0
+    report = json.loads(file.read_text())
+    assert [row["prompt_tokens"] for row in report["alone"]] == [20, 100]
+    assert report["settings"]["max_model_len"] == 104
+    kv = 2 * 2 * 4 * 2 * 32  # bytes of a position in the demo model
+    for row in report["alone"]:
+        positions = sum(row["prompt_tokens"] + step for step in (1, 2, 3)) / 3
+        assert row["decode"]["kv_bytes_per_step"] == pytest.approx(kv * positions)
+    assert report["beside"]["short_waits_seconds"]["p99"] > 0
+    assert report["temporary_bytes"] > 0
+    printed = capsys.readouterr().out
+    assert "of memory" in printed
+    assert max(map(len, printed.splitlines())) < 130
+
+    assert main(["bench", "context", *words, "--max-model-len", "50"]) == 2
+    assert "takes 104 tokens" in capsys.readouterr().err

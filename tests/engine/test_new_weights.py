@@ -10,9 +10,11 @@ import pytest
 from flax import nnx
 
 from jaxserve import LLM, InputError, SamplingParams
+from jaxserve.checkpoint.huggingface import abstract_model
 from jaxserve.outputs import add_delta
 from jaxserve.runner.compilation import compilations
 from tests.conftest import SMALL
+from tests.models import dense
 from tests.models.cases import prompts, write_checkpoint
 
 CASE = "qwen3-tied-group-8-head-64"
@@ -40,6 +42,13 @@ def tokens(llm: LLM) -> list[list[int]]:
     return [output.outputs[0].token_ids for output in llm.generate(PROMPTS, GREEDY)]
 
 
+def assert_greedy(llm: LLM, state: nnx.State, prompt: list[int], completion: list[int]) -> None:
+    """By one pass of the plain model over all of it."""
+    graph, _ = abstract_model(llm.engine.model_config, jnp.dtype(jnp.float32))
+    logits = dense.logits((graph, state), prompt + completion[:-1])
+    assert logits[len(prompt) - 1 :].argmax(axis=-1).tolist() == completion
+
+
 def test_each_update_is_what_is_served_next(llm: LLM, versions: tuple[nnx.State, nnx.State]) -> None:
     old, new = versions
     first = tokens(llm)
@@ -48,13 +57,16 @@ def test_each_update_is_what_is_served_next(llm: LLM, versions: tuple[nnx.State,
     second = tokens(llm)  # the same prompts: nothing of them may come from the prefix cache
     llm.update_weights(old)
     assert tokens(llm) == first
-    assert all(a != b for a, b in zip(first, second, strict=True))
     assert compilations.count == compiled
+    assert all(a != b for a, b in zip(first, second, strict=True))
+    for state, found in ((old, first), (new, second)):
+        assert_greedy(llm, state, PROMPTS[-1]["prompt_token_ids"], found[-1])
 
 
 def test_arrays_in_their_place_are_shared(llm: LLM, versions: tuple[nnx.State, nnx.State]) -> None:
     old, new = versions
-    llm.update_weights(new)
+    trained = nnx.merge(abstract_model(llm.engine.model_config, jnp.dtype(jnp.float32))[0], new)
+    llm.update_weights(nnx.state(trained))
     assert all(a is b for a, b in zip(jax.tree.leaves(llm.state), jax.tree.leaves(new), strict=True))
     llm.update_weights(old)
 

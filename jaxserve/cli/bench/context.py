@@ -1,0 +1,205 @@
+"""`jaxserve bench context`: what long contexts cost, alone and for those beside them."""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxserve.cli.bench.workload import BenchRequest, positive, run_requests
+from jaxserve.cli.flags import Parser
+from jaxserve.cli.options import BENCH_ENGINE, add_engine_flags, engine_config, start_llm
+from jaxserve.config import DEMO_MODEL
+from jaxserve.errors import InputError
+
+if TYPE_CHECKING:
+    from jaxserve.llm import LLM
+
+_LENGTHS = (1024, 8192, 32768, 131_072)
+_BESIDE = 3  # short requests that decode while the longest prompt is computed
+_SHORT_PROMPT = 16
+
+
+def parser() -> Parser:
+    parser = Parser(
+        "bench context",
+        "Run one request of each prompt length alone, then the longest beside short ones that are decoding, and print\n"
+        "the time of its prompt, the time per token after it with the share of the memory's bandwidth, and how long\n"
+        "the short ones waited for a token. Without --model it is the demo model, told that it has as many positions\n"
+        "as it takes: what it writes there is of no use, what it costs is.",
+        examples=(
+            "jaxserve bench context",
+            "jaxserve bench context --length 1024 --length 8192 --output-len 16",
+            "jaxserve bench context --model ~/models/Qwen3-8B --length 32768",
+        ),
+    )
+    parser.add_argument(
+        "--length",
+        action="append",
+        type=positive,
+        metavar="N",
+        help=f"tokens of a prompt; repeat the flag for several (default: {', '.join(map(str, _LENGTHS))})",
+    )
+    parser.add_argument(
+        "--output-len", type=positive, default=32, metavar="N", help="tokens of each completion (default: 32)"
+    )
+    parser.add_argument("--output-json", metavar="FILE", help="write all numbers and the machine to this file")
+    add_engine_flags(parser, BENCH_ENGINE)
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from jaxserve.cli import machine  # on demand, as JAX comes with these
+    from jaxserve.cli.bench.bandwidth import measure_bandwidth
+    from jaxserve.cli.bench.session import say, write_report
+
+    lengths = sorted(arguments.length or _LENGTHS)
+    longest = lengths[-1] + arguments.output_len
+    config = dataclasses.replace(engine_config(arguments, BENCH_ENGINE), skip_tokenizer_init=True)
+    if (config.max_model_len or longest) < longest:
+        raise InputError(
+            f"max_model_len is {config.max_model_len}, and the longest request takes {longest} tokens; leave it out"
+        )
+    say("Measuring the memory's bandwidth ...")
+    memory = measure_bandwidth(config.tensor_parallel_size)
+    with contextlib.ExitStack() as stack:
+        max_model_len = config.max_model_len or longest
+        model = config.model or stack.enter_context(_stretched_demo_model(max_model_len))
+        max_num_seqs = config.max_num_seqs or _BESIDE + 1
+        config = dataclasses.replace(config, model=model, max_model_len=max_model_len, max_num_seqs=max_num_seqs)
+        say("Starting the engine ...")
+        llm = stack.enter_context(start_llm(config))
+        alone = []
+        for length in lengths:
+            say(f"Running a prompt of {length} tokens ...")
+            alone.append(_alone(llm, length, arguments.output_len, memory["bytes_per_second"]))
+        say(f"Running a prompt of {lengths[-1]} tokens beside {_BESIDE} short ones ...")
+        report = {
+            "benchmark": "context",
+            "model": llm.engine.config.model,
+            "settings": dataclasses.asdict(llm.engine.config),
+            "alone": alone,
+            "beside": _beside(llm, lengths[-1]),
+            "temporary_bytes": llm.engine.runner.temporary_bytes,
+            "memory": memory,
+            "host": machine.host(),
+            "devices": machine.devices(),
+            "versions": machine.versions(),
+        }
+    _print(report)
+    write_report(report, arguments.output_json)
+
+
+@contextlib.contextmanager
+def _stretched_demo_model(positions: int) -> Iterator[str]:
+    """The demo model's directory with a config of so many positions."""
+    with tempfile.TemporaryDirectory() as directory:
+        for file in DEMO_MODEL.iterdir():
+            (Path(directory) / file.name).symlink_to(file)
+        path = Path(directory) / "config.json"
+        fields = json.loads(path.read_text()) | {"max_position_embeddings": positions}
+        path.unlink()
+        path.write_text(json.dumps(fields))
+        yield directory
+
+
+def _prompt(llm: "LLM", length: int, seed: int) -> list[int]:
+    import numpy as np
+
+    return np.random.default_rng(seed).integers(llm.engine.model_config.vocab_size, size=length).tolist()
+
+
+def _alone(llm: "LLM", length: int, output_len: int, memory_bytes_per_second: float) -> dict[str, Any]:
+    from jaxserve.cli.bench.bandwidth import decode_bandwidth
+    from jaxserve.cli.bench.measurement import StepRecorder
+
+    engine, recorder = llm.engine, StepRecorder()
+    engine.on_step = recorder
+    recorder.begin()
+    run_requests(llm, [BenchRequest(_prompt(llm, length, seed=length), output_len)])
+    engine.on_step = None
+    seconds = sum(step.seconds for step in recorder.steps if not step.decode)
+    decode = decode_bandwidth(
+        recorder.steps,
+        weight_bytes=engine.runner.weight_bytes_per_step,
+        kv_bytes_per_token=engine.runner.kv_bytes_per_token,
+        memory_bytes_per_second=memory_bytes_per_second,
+    )
+    return {"prompt_tokens": length, "prefill_seconds": seconds, "decode": decode}
+
+
+def _beside(llm: "LLM", length: int) -> dict[str, Any]:
+    """How long short requests wait between two tokens while a prompt of `length` tokens is computed."""
+    from jaxserve.cli.bench.measurement import summary
+    from jaxserve.sampling_params import SamplingParams
+
+    engine = llm.engine
+    limit = min(engine.config.max_model_len - _SHORT_PROMPT, length)
+    short = SamplingParams(temperature=0, max_tokens=limit, ignore_eos=True, detokenize=False)
+    for number in range(_BESIDE):
+        prompt = {"prompt_token_ids": _prompt(llm, _SHORT_PROMPT, seed=number)}
+        engine.add(prompt, short, request_id=f"short {number}")
+    seen: dict[str, float] = {}
+    while len(seen) < _BESIDE:
+        seen |= {delta.request_id: time.perf_counter() for delta in engine.step()}
+    engine.add(
+        {"prompt_token_ids": _prompt(llm, length, seed=-1 % 2**32)},
+        dataclasses.replace(short, max_tokens=1),
+        request_id="long",
+    )
+    start, waits, done = time.perf_counter(), [], False
+    while not done:
+        now_seen = [delta.request_id for delta in engine.step()]
+        now = time.perf_counter()
+        done = "long" in now_seen
+        for request_id in now_seen:
+            if request_id in seen:
+                waits.append(now - seen[request_id])
+                seen[request_id] = now
+    seconds = time.perf_counter() - start
+    for number in range(_BESIDE):
+        engine.abort(f"short {number}")
+    return {"prompt_tokens": length, "prefill_seconds": seconds, "short_waits_seconds": summary(waits)}
+
+
+def _print(report: dict[str, Any]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("context", "prompt s", "tokens/s", "ms/token", "MB/token", "GB/s", "of memory"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in report["alone"]:
+        prefill = (f"{row['prompt_tokens']}", f"{row['prefill_seconds']:.2f}")
+        rate = f"{row['prompt_tokens'] / row['prefill_seconds']:.0f}"
+        decode = row["decode"]
+        after = decode and (
+            f"{1000 * decode['step_seconds']:.2f}",
+            f"{decode['bytes_per_step'] / 1e6:.1f}",
+            f"{decode['bytes_per_second'] / 1e9:.2f}",
+            f"{100 * decode['share_of_memory_bandwidth']:.1f}%",
+        )
+        table.add_row(*prefill, rate, *(after or ()))
+    console = Console(highlight=False)
+    console.print(table)
+    beside, memory = report["beside"], report["memory"]
+    if waits := beside["short_waits_seconds"]:
+        console.print(
+            f"  Beside {_BESIDE} short requests the prompt of {beside['prompt_tokens']} tokens took "
+            f"{beside['prefill_seconds']:.2f} s; they waited {1000 * waits['median']:.1f} ms for a token "
+            f"(median; p99 {1000 * waits['p99']:.1f} ms).",
+            soft_wrap=True,
+        )
+    if report["temporary_bytes"] is not None:
+        console.print(
+            f"  No program needs more than {report['temporary_bytes'] / 1e6:.1f} MB beside weights and pages."
+        )
+    console.print(
+        f"  The memory gives {memory['bytes_per_second'] / 1e9:.2f} GB/s: {memory['probe']}.",
+        soft_wrap=True,
+    )
