@@ -45,7 +45,9 @@ class EngineConfig:
     page_size: int = _setting(64, "token positions in one page of the KV cache")
     num_pages: int | None = _setting(None, "pages in the KV cache; chosen from the memory at hand if left out")
     gpu_memory_utilization: float = _setting(
-        0.9, "share that weights and KV cache may take of the GPU memory that JAX reserves"
+        0.9,
+        "share of each GPU's memory that the engine may take, reserved at the start unless XLA_CLIENT_MEM_FRACTION is "
+        "set",
     )
     max_logprobs: int = _setting(20, "most log-probabilities that a request may ask for at each position")
     seed: int = _setting(0, "of the requests that bring no seed of their own")

@@ -19,7 +19,7 @@ from jaxserve.parallel.mesh import make_mesh
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.compilation import use_persistent_cache
 from jaxserve.runner.kv_cache import page_bytes
-from jaxserve.runner.memory import array_bytes, plan_pages, working_bytes
+from jaxserve.runner.memory import array_bytes, plan_pages, reserve_gpu_memory, working_bytes
 from jaxserve.runner.runner import Runner
 
 OnProgress = Callable[[str, int, int], None]  # stage, done, total
@@ -48,6 +48,7 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
         nonlocal start
         seconds[name], start = time.perf_counter() - start, time.perf_counter()
 
+    reserve_gpu_memory(config.gpu_memory_utilization)
     use_persistent_cache(config.compilation_cache_dir)
     directory = Path(config.model or DEMO_MODEL).expanduser()
     if not directory.is_dir():
