@@ -16,6 +16,7 @@ _KINDS: dict[type, tuple[Any, str]] = {
     float: (int | float, "a number"),
     str: (str | os.PathLike, "a text"),
 }
+LOAD_FORMATS = ("auto", "dummy")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
@@ -30,6 +31,9 @@ class EngineConfig:
     model: str | None = _setting(None, "HuggingFace model directory; the demo model that ships inside if left out")
     tokenizer: str | None = _setting(None, "directory of the tokenizer, if not the model's")
     skip_tokenizer_init: bool = _setting(False, "load no tokenizer: token ids in, token ids out")
+    load_format: str = _setting(
+        "auto", "auto reads the checkpoint; dummy makes random weights from config.json alone, to measure speed"
+    )
     dtype: str = _setting("auto", f"of weights and KV cache: {', '.join(DTYPES)}; auto takes the checkpoint's")
     max_model_len: int | None = _setting(
         None, "most tokens of prompt and completion together; the model's own limit if left out"
@@ -57,8 +61,9 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         self._check_types()
-        if self.dtype not in DTYPES:
-            raise InputError(f"dtype is {self.dtype!r}; give one of {', '.join(DTYPES)}")
+        for name, allowed in (("dtype", DTYPES), ("load_format", LOAD_FORMATS)):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name} is {getattr(self, name)!r}; give one of {', '.join(allowed)}")
         for name in ("tensor_parallel_size", "page_size"):
             self._at_least_one(name)
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_pages"):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxserve.checkpoint.huggingface import load_weights, read_config
+from jaxserve.checkpoint.random_weights import random_weights
 from jaxserve.checkpoint.tokenizer import eos_token_ids, load_tokenizer, read_generation_config, sampling_defaults
 from jaxserve.config import DEMO_MODEL, EngineConfig, ResolvedConfig
 from jaxserve.errors import InputError
@@ -66,9 +67,12 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
     mesh = make_mesh(config.tensor_parallel_size)
     placed = model.over_tensor_axis(config.tensor_parallel_size)
     dtype = _dtype(config.dtype, hf)
-    graph, weights = load_weights(
-        directory, model, mesh, dtype, lambda done, total: on_progress("weights", done, total)
-    )
+    if config.load_format == "dummy":
+        graph, weights = random_weights(model, mesh, dtype, seed=config.seed)
+    else:
+        graph, weights = load_weights(
+            directory, model, mesh, dtype, lambda done, total: on_progress("weights", done, total)
+        )
     stage_done("weights")
 
     resolved, buckets = _resolve(config, directory, placed, weights, mesh.devices, dtype)

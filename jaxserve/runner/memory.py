@@ -64,7 +64,8 @@ def plan_pages(
         if asked > reserved + _GIB // 16:  # more than what the shares' rounding explains
             warnings.warn(
                 f"gpu_memory_utilization={utilization} asks for {asked / _GIB:.1f} GiB of each GPU and JAX has "
-                f"reserved {reserved / _GIB:.1f}; unset {_RESERVED_SHARE[0]}, or start the engine before anything else uses JAX",
+                f"reserved {reserved / _GIB:.1f}; unset {_RESERVED_SHARE[0]}, or start the engine before anything "
+                "else uses JAX",
                 stacklevel=2,
             )
         free = (reserved - stats["bytes_in_use"]) * devices

@@ -17,6 +17,7 @@ ENGINE_FLAGS = {
     "model": (["--model", "some/where"], "some/where"),
     "tokenizer": (["--tokenizer", "else/where"], "else/where"),
     "skip_tokenizer_init": (["--skip-tokenizer-init"], True),
+    "load_format": (["--load-format", "dummy"], "dummy"),
     "dtype": (["--dtype", "float32"], "float32"),
     "max_model_len": (["--max-model-len", "77"], 77),
     "max_num_seqs": (["--max-num-seqs=3"], 3),
