@@ -1,8 +1,10 @@
-"""Write tests/models/references.npz. Run it as `python -m scripts.make_references` where PyTorch is installed.
+"""Write tests/models/references/. Run it where PyTorch is installed, as `python -m scripts.make_references [case …]`:
+for the cases named, or for all.
 
 Each case gets the first seed whose greedy tokens all lead by a clear margin, so that equal tokens are a fair demand.
 """
 
+import sys
 import tempfile
 from pathlib import Path
 
@@ -25,16 +27,17 @@ def first_clear_seed(case: str) -> tuple[int, Reference]:
     raise SystemExit(f"no seed below 100 gives {case} a margin above {LEAST_MARGIN}")
 
 
-def main() -> None:
-    arrays = {}
-    for case in CASES:
+def main(cases: list[str]) -> None:
+    if unknown := sorted(set(cases) - CASES.keys()):
+        raise SystemExit(f"there is no case {unknown[0]}; cases are {', '.join(CASES)}")
+    STORED.mkdir(exist_ok=True)
+    for case in cases or CASES:
         seed, reference = first_clear_seed(case)
-        arrays[f"{case}/seed"] = np.array(seed)
-        arrays[f"{case}/logits"] = reference.logits[STORED_POSITIONS]
-        arrays[f"{case}/greedy"] = reference.greedy
-    np.savez_compressed(STORED, **arrays)
-    print(f"{STORED}: {STORED.stat().st_size} bytes")
+        path = STORED / f"{case}.npz"
+        logits = reference.logits[STORED_POSITIONS]
+        np.savez_compressed(path, seed=np.array(seed), logits=logits, greedy=reference.greedy)
+        print(f"{path}: {path.stat().st_size} bytes")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""What `transformers` computes on the cases: stored in references.npz, or live where PyTorch is installed."""
+"""What `transformers` computes on the cases: stored in references/, or live where PyTorch is installed."""
 
 import functools
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 
 from tests.models.cases import prompts
 
-STORED = Path(__file__).with_name("references.npz")  # written by scripts/make_references.py
+STORED = Path(__file__).with_name("references")  # a file for each case, written by scripts/make_references.py
 STORED_POSITIONS = np.array([0, 9, 24, 39])  # of the longest prompt
 NEW_TOKENS = 24
 
@@ -20,18 +20,18 @@ class Reference(NamedTuple):
 
 
 @functools.cache
-def _archive() -> dict[str, np.ndarray]:
-    with np.load(STORED) as archive:
+def _stored(case: str) -> dict[str, np.ndarray]:
+    with np.load(STORED / f"{case}.npz") as archive:
         return dict(archive)
 
 
 def stored_seed(case: str) -> int:
     """The seed of the weights that the stored values belong to."""
-    return int(_archive()[f"{case}/seed"])
+    return int(_stored(case)["seed"])
 
 
 def stored_reference(case: str) -> Reference:
-    return Reference(STORED_POSITIONS, _archive()[f"{case}/logits"], _archive()[f"{case}/greedy"])
+    return Reference(STORED_POSITIONS, _stored(case)["logits"], _stored(case)["greedy"])
 
 
 def live_reference(case: str, directory: Path) -> tuple[Reference, float]:
