@@ -113,7 +113,7 @@ def main(words: list[str]) -> int:
         run_parts(names, device=arguments.device, seconds=arguments.budget, record=record)
     except KeyboardInterrupt:
         say("\nstopped")
-    return _summary(record)
+    return summary(record)
 
 
 def _commit() -> str | None:
@@ -125,7 +125,8 @@ def _commit() -> str | None:
         return None
 
 
-def _summary(record: Record) -> int:
+def summary(record: Record) -> int:
+    """Print what went wrong; returns the exit status."""
     failures, not_run = record.data["failures"], record.data["not_run"]
     rows = sum(len(table["rows"]) for table in record.data["tables"].values())
     say(f"\n{rows} rows, {len(failures)} failures, {len(not_run)} not run; written to {record.path}")

@@ -35,7 +35,7 @@ def _triton(sizes: Any, batch: int, context: int, tables: jax.Array, pool: tuple
     from jax.experimental.pallas.ops.gpu.paged_attention import paged_attention
 
     lengths = jnp.full(batch, context, jnp.int32)
-    compute_block = min(8, context // sizes.page_size)
+    compute_block = min(2, context // sizes.page_size)  # its default of 8 pages is more than shared memory holds
     splits = max(1, min(16, context // sizes.page_size // compute_block))
 
     def step(index, q, constants):

@@ -14,6 +14,9 @@ import numpy as np
 
 from jaxserve.runner.sampler import VocabState, sample
 from jaxserve.runner.step_batch import Needs, SamplingRows
+from pallas_kernels.attention_shape import AttentionShape
+from pallas_kernels.implementations import MOSAIC_GPU
+from pallas_kernels.paged_attention import paged_decode_attention, paged_prefill_attention
 from pallas_kernels.xla.tiles import prefill_tiles
 from pallas_kernels.xla.write_pages import write_pages
 from scripts.gpu import ceilings, implementations
@@ -55,6 +58,10 @@ class Shape:
         extras += ["sinks"] * self.sinks + [f"{self.queries} queries"] * (self.queries > 1)
         heads = f"{self.kv_heads * self.group}/{self.kv_heads} x {self.head_dim}, page {self.page_size}"
         return ", ".join([heads, *extras] + [self.dtype] * (self.dtype != "bfloat16"))
+
+    def for_kernel(self, tile_size: int = 0) -> AttentionShape:
+        heads, dims = self.kv_heads * self.group, (self.head_dim, self.head_dim)
+        return AttentionShape(heads, self.kv_heads, *dims, self.page_size, self.dtype, self.queries, tile_size)
 
     def variant(self, rng: np.random.Generator) -> dict:
         sinks = rng.normal(size=self.kv_heads * self.group).astype(np.float32) if self.sinks else None
@@ -99,26 +106,26 @@ def cases(clock: Clock, known: dict[str, float]) -> Iterator[Case]:
 def _decode_cases() -> Iterator[Case]:
     lengths = [1, 63, 64, 65, 128, 1000, 4097, 0] if on_gpu() else [1, 17, 0]
     shapes = [*_VARIANTS, Shape(queries=4), Shape(kv_heads=2, group=8, queries=3, window=64)] if on_gpu() else _TINY
-    for name, attend in implementations.decode():
-        for shape in shapes:
-            yield Case(DECODE, f"{name}: {shape}", partial(_decode, attend, shape, lengths))
-        if on_gpu():
+    for name in implementations.attention():
+        for shape in shapes if name == MOSAIC_GPU else shapes[:2]:
+            yield Case(DECODE, f"{name}: {shape}", partial(_decode, name, shape, lengths))
+        if name == MOSAIC_GPU:
             rng = np.random.default_rng(1)
             busy, long = Shape(2, 4), Shape(1, 4)
             lengths_of_64 = rng.integers(1, 3000, 64).tolist()
-            yield Case(DECODE, f"{name}: 64 rows of 1 to 3,000", partial(_decode, attend, busy, lengths_of_64))
-            yield Case(DECODE, f"{name}: rows of 131,072 and 5", partial(_decode, attend, long, [131_072, 5]))
+            yield Case(DECODE, f"{name}: 64 rows of 1 to 3,000", partial(_decode, name, busy, lengths_of_64))
+            yield Case(DECODE, f"{name}: rows of 131,072 and 5", partial(_decode, name, long, [131_072, 5]))
 
 
 def _prefill_cases() -> Iterator[Case]:
     rows = [(0, 200), (130, 7), (64, 64), (1000, 129), (0, 1)] if on_gpu() else [(0, 20), (17, 3)]
-    for name, attend in implementations.prefill():
-        for tile_size in (64, 128) if on_gpu() else (16,):
-            for shape in _VARIANTS if on_gpu() else _TINY:
-                run = partial(_prefill, attend, shape, rows, tile_size)
+    for name in implementations.attention():
+        for tile_size in (64, 128) if name == MOSAIC_GPU else (64,) if on_gpu() else (16,):
+            for shape in _TINY if not on_gpu() else _VARIANTS if name == MOSAIC_GPU else _VARIANTS[:2]:
+                run = partial(_prefill, name, shape, rows, tile_size)
                 yield Case(PREFILL, f"{name}: {shape}, tile {tile_size}", run)
-        if on_gpu():
-            run = partial(_prefill, attend, Shape(2, 4), [(0, 8192)], 128, checked=64)
+        if name == MOSAIC_GPU:
+            run = partial(_prefill, name, Shape(2, 4), [(0, 8192)], 128, checked=64)
             yield Case(PREFILL, f"{name}: one prompt of 8,192", run)
 
 
@@ -137,7 +144,8 @@ def compare(run: Callable[[], jax.Array], expected: np.ndarray, dtype: str, take
     }
 
 
-def _decode(attend: Callable, shape: Shape, lengths: list[int]) -> Row:
+def _decode(implementation: str, shape: Shape, lengths: list[int]) -> Row:
+    implementations.check_decode(implementation, shape.for_kernel())
     rng = np.random.default_rng(0)
     lengths = [max(length, shape.queries) if length else 0 for length in lengths]
     pool = Pool(rng, lengths, shape.kv_heads, shape.page_size, shape.head_dim, shape.dtype)
@@ -150,15 +158,17 @@ def _decode(attend: Callable, shape: Shape, lengths: list[int]) -> Row:
         for query in range(shape.queries):
             seen = max(0, length - shape.queries + query + 1)
             expected[row, query] = reference(q64[row, query], pool.keys[row][:seen], pool.values[row][:seen], **variant)
-    run = jax.jit(partial(attend, scale=variant["scale"], window=shape.window, soft_cap=shape.soft_cap))
+    settings = {"scale": variant["scale"], "window": shape.window, "soft_cap": shape.soft_cap}
+    run = jax.jit(partial(paged_decode_attention, implementation=implementation, **settings))
     table, lengths_b = jnp.asarray(pool.table), jnp.asarray(lengths, jnp.int32)
     return compare(lambda: run(q, pool.k, pool.v, table, lengths_b, sinks=variant["sinks"]), expected, shape.dtype)
 
 
 def _prefill(
-    attend: Callable, shape: Shape, rows: list[tuple[int, int]], tile_size: int, checked: int | None = None
+    implementation: str, shape: Shape, rows: list[tuple[int, int]], tile_size: int, checked: int | None = None
 ) -> Row:
     """`checked` random tokens are compared, or all."""
+    implementations.check_prefill(implementation, shape.for_kernel(tile_size))
     rng = np.random.default_rng(0)
     pool = Pool(rng, [sum(row) for row in rows], shape.kv_heads, shape.page_size, shape.head_dim, shape.dtype)
     befores, counts = np.array(rows).T
@@ -177,7 +187,7 @@ def _prefill(
             seen = befores[row] + token - starts[row] + 1
             expected[index] = reference(q64[token], pool.keys[row][:seen], pool.values[row][:seen], **variant)
     settings = {"scale": variant["scale"], "window": shape.window, "soft_cap": shape.soft_cap, "tile_size": tile_size}
-    run = jax.jit(partial(attend, **settings))
+    run = jax.jit(partial(paged_prefill_attention, implementation=implementation, **settings))
     inputs = q, pool.k, pool.v, jnp.asarray(pool.table), jnp.asarray(tiles)
     return compare(lambda: run(*inputs, sinks=variant["sinks"]), expected, shape.dtype, taken)
 

@@ -49,7 +49,7 @@ QWEN3_8B = {
     "hidden_act": "silu",
     "tie_word_embeddings": False,
 }
-TOY = QWEN3_8B | {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+TOY = QWEN3_8B | {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1}
 TOY |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
 
 START = Table("start", "Start", {"total": "s", "weights": "s", "compiling": "s", "programs": "", "from cache": ""})
@@ -125,7 +125,7 @@ def cases(clock: Clock, known: dict[str, float]) -> Iterator[Case]:
 
 def _demo(cache: str) -> Row:
     params = SamplingParams(temperature=0, max_tokens=200)
-    small = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "max_model_len": 256}
+    small = {"max_num_seqs": 4, "max_num_batched_tokens": 32, "max_model_len": 256}
     with LLM(progress=False, compilation_cache_dir=cache, **small) as llm:
         answer = llm.chat([{"role": "user", "content": "What is 27+45?"}], params)[0].outputs[0].text
     answer = answer.rpartition("</think>")[2].strip()
@@ -186,9 +186,11 @@ class _Run:
 
     def _fill_pages(self) -> None:
         """Numbers other than zero into the page pool, in place: there is no room for a second one."""
-        fill = jax.jit(
-            lambda pages: ceilings.random_values(1, pages.shape).astype(pages.dtype) + 0 * pages, donate_argnums=0
-        )
+
+        def values(pages: jax.Array) -> jax.Array:
+            return ceilings.random_values(1, pages.shape).astype(pages.dtype)
+
+        fill = jax.jit(values, donate_argnums=0, keep_unused=True)
         state = self.engine.runner.state
         cache = state.cache._replace(k=tuple(map(fill, state.cache.k)), v=tuple(map(fill, state.cache.v)))
         self.engine.runner.state = state._replace(cache=cache)

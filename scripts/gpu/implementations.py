@@ -2,17 +2,35 @@
 
 from collections.abc import Callable, Iterator
 
-from pallas_kernels.xla import paged_attention as xla
+from pallas_kernels import paged_attention
+from pallas_kernels.attention_shape import AttentionShape
+from pallas_kernels.implementations import MOSAIC_GPU, XLA
 from pallas_kernels.xla.grouped_matmul import grouped_matmul as grouped_matmul_xla
+from scripts.gpu.case import NotRun
+from scripts.gpu.timing import on_gpu
 
 
-def decode() -> Iterator[tuple[str, Callable]]:
-    yield "xla", xla.paged_decode_attention
+def attention() -> tuple[str, ...]:
+    """For `implementation` of `pallas_kernels.paged_attention`."""
+    return (MOSAIC_GPU, XLA) if on_gpu() else (XLA,)
 
 
-def prefill() -> Iterator[tuple[str, Callable]]:
-    yield "xla", xla.paged_prefill_attention
+def check_decode(implementation: str, shape: AttentionShape) -> None:
+    """`NotRun` with the kernel's own words where it does not take `shape`."""
+    _check(paged_attention.choose_decode, implementation, shape)
+
+
+def check_prefill(implementation: str, shape: AttentionShape) -> None:
+    """`NotRun` with the kernel's own words where it does not take `shape`."""
+    _check(paged_attention.choose_prefill, implementation, shape)
+
+
+def _check(choose: Callable, implementation: str, shape: AttentionShape) -> None:
+    try:
+        choose(implementation, shape)
+    except ValueError as refusal:
+        raise NotRun(str(refusal)) from refusal
 
 
 def grouped_matmul() -> Iterator[tuple[str, Callable]]:
-    yield "xla", grouped_matmul_xla
+    yield XLA, grouped_matmul_xla

@@ -15,6 +15,9 @@ import numpy as np
 
 from jaxserve.runner.sampler import VocabState, sample
 from jaxserve.runner.step_batch import Needs, SamplingRows
+from pallas_kernels.attention_shape import AttentionShape
+from pallas_kernels.implementations import XLA
+from pallas_kernels.paged_attention import paged_decode_attention, paged_prefill_attention
 from pallas_kernels.xla.tiles import prefill_tiles
 from pallas_kernels.xla.write_pages import write_pages
 from scripts.gpu import baselines, ceilings, implementations
@@ -73,6 +76,10 @@ class Sizes(NamedTuple):
         """Of one position's key and value."""
         return 4 * self.kv_heads * self.head_dim
 
+    def for_kernel(self, tile_size: int = 0) -> AttentionShape:
+        dims = (self.head_dim, self.head_dim)
+        return AttentionShape(self.heads, self.kv_heads, *dims, self.page_size, "bfloat16", tile_size=tile_size)
+
 
 @functools.cache
 def sizes() -> Sizes:
@@ -90,19 +97,19 @@ def cases(clock: Clock, known: dict[str, float]) -> Iterator[Case]:
     best = functools.cache(lambda: ceilings.rates(known))
     shapes = SHAPES if on_gpu() else [(4, 64)]
     for shape in shapes:
-        for name, attend in implementations.decode():
-            if name == "xla" and shape not in (shapes[0], shapes[-1]) and on_gpu():
+        for name in implementations.attention():
+            if name == XLA and shape not in (shapes[0], shapes[-1]) and on_gpu():
                 continue  # it is not meant for a GPU; one shape shows by how much
-            yield Case(DECODE, _decode_name(shape, name), partial(_decode, attend, *shape, best))
+            yield Case(DECODE, _decode_name(shape, name), partial(_decode, name, *shape, best))
         if shape in COMPARED or not on_gpu():
             for name, run in baselines.DECODE.items():
                 yield Case(DECODE, _decode_name(shape, name), partial(_decode_baseline, run, *shape, best))
     for label, rows in (PREFILLS if on_gpu() else {"20 tokens behind 12": [(12, 20)]}).items():
-        for name, attend in implementations.prefill():
-            if name == "xla" and label != "512 tokens" and on_gpu():
+        for name in implementations.attention():
+            if name == XLA and label != "512 tokens" and on_gpu():
                 continue
-            for tile_size in (64, 128) if name != "xla" else (64 if on_gpu() else 16,):
-                run = partial(_prefill, attend, rows, tile_size, best)
+            for tile_size in (64, 128) if on_gpu() else (16,):
+                run = partial(_prefill, name, rows, tile_size, best)
                 yield Case(PREFILL, f"{label}: {name}, tile {tile_size}", run)
         if len(set(rows)) == 1 and rows[0][0] == 0:
             run = partial(_dense_prefill, baselines.cudnn, len(rows), rows[0][1], best)
@@ -145,13 +152,16 @@ def _tables(batch: int, context: int) -> jax.Array:
     return jnp.asarray(np.concatenate(shuffled)[:needed].reshape(calls, batch, -1), jnp.int32)
 
 
-def _decode(attend: Callable, batch: int, context: int, best: Callable) -> Row:
+def _decode(implementation: str, batch: int, context: int, best: Callable) -> Row:
     s = sizes()
+    implementations.check_decode(implementation, s.for_kernel())
     lengths = jnp.full(batch, context, jnp.int32)
 
     def step(index, q, constants):
         tables, k, v = constants
-        return attend(q, k, v, tables[index % len(tables)], lengths, scale=s.head_dim**-0.5)
+        table = tables[index % len(tables)]
+        scale = s.head_dim**-0.5
+        return paged_decode_attention(q, k, v, table, lengths, scale=scale, implementation=implementation)
 
     q = ceilings.random_array(3, (batch, 1, s.heads, s.head_dim))
     moved = batch * context * s.token_bytes
@@ -184,8 +194,9 @@ def _decode_baseline(make: Callable, batch: int, context: int, best: Callable) -
     return _baseline(measure)
 
 
-def _prefill(attend: Callable, rows: list[tuple[int, int]], tile_size: int, best: Callable) -> Row:
+def _prefill(implementation: str, rows: list[tuple[int, int]], tile_size: int, best: Callable) -> Row:
     s = sizes()
+    implementations.check_prefill(implementation, s.for_kernel(tile_size))
     befores, counts = np.array(rows).T
     starts, ends = np.cumsum(counts) - counts, befores + counts
     tiles = prefill_tiles(starts, counts, befores, tile_size, int(sum(-(-counts // tile_size))))
@@ -195,7 +206,8 @@ def _prefill(attend: Callable, rows: list[tuple[int, int]], tile_size: int, best
 
     def step(index, q, constants):
         table, tiles, k, v = constants
-        return attend(q, k, v, table, tiles, tile_size=tile_size, scale=s.head_dim**-0.5)
+        settings = {"tile_size": tile_size, "scale": s.head_dim**-0.5, "implementation": implementation}
+        return paged_prefill_attention(q, k, v, table, tiles, **settings)
 
     q = ceilings.random_array(3, (int(counts.sum()), s.heads, s.head_dim))
     operations = 4 * s.heads * s.head_dim * _visible(befores, counts)

@@ -14,9 +14,10 @@ from typing import Any
 from scripts.gpu.parts import PARTS
 
 ROOT = Path(__file__).resolve().parents[2]
+WORKER = ["-m", "scripts.gpu.worker"]
 START_LIMIT = 180.0  # seconds for a process to import JAX and find its device
-CASE_WIDTH = 46
-COLUMN_WIDTH = 11
+CASE_WIDTH = 60
+COLUMN_WIDTH = 10
 
 
 class Record:
@@ -152,7 +153,7 @@ def _run_process(
     """Run a part until its process ends; `done` and `watch` follow it. Returns why it did not end well."""
     read, write = os.pipe()
     process = subprocess.Popen(
-        [sys.executable, "-m", "scripts.gpu.worker", name, str(write)],
+        [sys.executable, *WORKER, name, str(write)],
         cwd=ROOT,
         env=PARTS[name].environment(device),
         stdin=subprocess.PIPE,
