@@ -18,6 +18,7 @@ _KINDS: dict[type, tuple[Any, str]] = {
 }
 LOAD_FORMATS = ("auto", "dummy")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+ATTENTION_BACKENDS = ("auto", "mosaic_gpu", "xla")  # `pallas_kernels.implementations`, which brings JAX
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -46,6 +47,9 @@ class EngineConfig:
         "prompt tokens that one step computes, long prompts taking several; 512 on a CPU and 4096 on a GPU by default",
     )
     tensor_parallel_size: int = _setting(1, "devices that share every layer")
+    attention_backend: str = _setting(
+        "auto", f"what attention runs in: {', '.join(ATTENTION_BACKENDS)}; auto takes mosaic_gpu on Hopper GPUs"
+    )
     page_size: int = _setting(64, "token positions in one page of the KV cache")
     num_pages: int | None = _setting(None, "pages in the KV cache; chosen from the memory at hand if left out")
     gpu_memory_utilization: float = _setting(
@@ -61,7 +65,11 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         self._check_types()
-        for name, allowed in (("dtype", DTYPES), ("load_format", LOAD_FORMATS)):
+        for name, allowed in (
+            ("dtype", DTYPES),
+            ("load_format", LOAD_FORMATS),
+            ("attention_backend", ATTENTION_BACKENDS),
+        ):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} is {getattr(self, name)!r}; give one of {', '.join(allowed)}")
         for name in ("tensor_parallel_size", "page_size"):

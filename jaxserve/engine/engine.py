@@ -64,11 +64,8 @@ class Engine:
     def __init__(self, config: EngineConfig, on_progress: OnProgress = lambda stage, done, total: None):
         loaded: Loaded = load(config, on_progress)
         self.config, self.model_config = loaded.config, loaded.model_config
-        self.tokenizer, self.sampling_defaults, self.startup_seconds = (
-            loaded.tokenizer,
-            loaded.sampling_defaults,
-            loaded.seconds,
-        )
+        self.tokenizer, self.sampling_defaults = loaded.tokenizer, loaded.sampling_defaults
+        self.startup_seconds, self.attention = loaded.seconds, loaded.attention
         self.inputs = InputProcessor(
             loaded.tokenizer,
             vocab_size=loaded.model_config.vocab_size,

@@ -17,11 +17,14 @@ from jaxserve.errors import InputError
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.registry import model_config
 from jaxserve.parallel.mesh import make_mesh
-from jaxserve.runner.buckets import Buckets
+from jaxserve.runner.buckets import TILE_SIZE, Buckets
 from jaxserve.runner.compilation import use_persistent_cache
 from jaxserve.runner.kv_cache import page_bytes
 from jaxserve.runner.memory import array_bytes, plan_pages, reserve_gpu_memory, working_bytes
 from jaxserve.runner.runner import Runner
+from pallas_kernels.attention_shape import AttentionShape
+from pallas_kernels.implementations import MOSAIC_GPU, is_hopper
+from pallas_kernels.paged_attention import choose_decode, choose_prefill
 
 OnProgress = Callable[[str, int, int], None]  # stage, done, total
 
@@ -37,6 +40,7 @@ class Loaded:
     sampling_defaults: dict[str, Any]
     buckets: Buckets
     runner: Runner
+    attention: str  # what runs attention, and why
     seconds: dict[str, float]  # by stage
 
 
@@ -67,6 +71,7 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
     mesh = make_mesh(config.tensor_parallel_size)
     placed = model.over_tensor_axis(config.tensor_parallel_size)
     dtype = _dtype(config.dtype, hf)
+    attention = _attention(config, placed, dtype, mesh.devices)
     if config.load_format == "dummy":
         graph, weights = random_weights(model, mesh, dtype, seed=config.seed)
     else:
@@ -85,12 +90,13 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
         num_pages=resolved.num_pages,
         page_size=resolved.page_size,
         max_logprobs=resolved.max_logprobs,
+        attention_backend=resolved.attention_backend,
     )
     stage_done("page pool")
     runner.compile(lambda done, total: on_progress("programs", done, total))
     stage_done("programs")
     eos = eos_token_ids(generation, hf)
-    return Loaded(resolved, model, tokenizer, eos, sampling_defaults(generation), buckets, runner, seconds)
+    return Loaded(resolved, model, tokenizer, eos, sampling_defaults(generation), buckets, runner, attention, seconds)
 
 
 def _dtype(name: str, hf: dict[str, Any]) -> jnp.dtype:
@@ -98,6 +104,35 @@ def _dtype(name: str, hf: dict[str, Any]) -> jnp.dtype:
         stored = str(hf.get("dtype") or hf.get("torch_dtype") or "bfloat16").removeprefix("torch.")
         name = stored if stored in ("bfloat16", "float16", "float32") else "bfloat16"
     return jnp.dtype(name)
+
+
+def _attention(config: EngineConfig, model: ModelConfig, dtype: jnp.dtype, devices: np.ndarray) -> str:
+    """What runs attention and why, in a line; `InputError` if `attention_backend` asks for what cannot run here."""
+    device = devices.flat[0]
+    if config.attention_backend == MOSAIC_GPU and not is_hopper(device):
+        raise InputError(
+            f"attention_backend={MOSAIC_GPU!r} is for Hopper GPUs and this is {device.device_kind}; leave it out"
+        )
+    shape = AttentionShape(
+        model.num_heads // devices.size,
+        model.num_kv_heads // devices.size,
+        model.head_dim,
+        model.head_dim,
+        config.page_size,
+        dtype.name,
+        tile_size=TILE_SIZE,
+    )
+    try:
+        decode = choose_decode(config.attention_backend, shape, device)
+        prefill = choose_prefill(config.attention_backend, shape, device)
+    except ValueError as error:
+        raise InputError(f"attention_backend={config.attention_backend!r} cannot serve this: {error}") from error
+    if decode == prefill:
+        return f"attention runs in {decode.implementation}: {decode.reason}"
+    return (
+        f"decode attention runs in {decode.implementation}: {decode.reason}; "
+        f"prefill attention in {prefill.implementation}: {prefill.reason}"
+    )
 
 
 def _resolve(

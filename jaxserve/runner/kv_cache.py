@@ -9,7 +9,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jaxserve.models.config import ModelConfig
 from jaxserve.parallel.mesh import TENSOR, sharding
-from pallas_kernels.xla.paged_attention import paged_decode_attention, paged_prefill_attention
+from pallas_kernels.paged_attention import paged_decode_attention, paged_prefill_attention
 from pallas_kernels.xla.write_pages import write_pages
 
 _HEADS = PartitionSpec(None, TENSOR)  # of queries, keys, values and pages alike: the axis after the first
@@ -57,7 +57,8 @@ class PrefillRows(NamedTuple):
 class PagedAttend:
     """The `Attend` of one step: writes each layer's new keys and values to their pages, then attends to all pages.
 
-    `cache` holds the arrays after the layers that have run. Each device works on its own heads.
+    `cache` holds the arrays after the layers that have run. Each device works on its own heads. `implementation` is
+    the attention kernels'.
     """
 
     def __init__(
@@ -68,11 +69,12 @@ class PagedAttend:
         offsets: jax.Array,
         *,
         mesh: Mesh,
+        implementation: str,
         tile_size: int = 0,
     ):
         self._k, self._v = list(cache.k), list(cache.v)
         self._rows, self._page_ids, self._offsets = rows, page_ids, offsets
-        self._mesh, self._tile_size = mesh, tile_size
+        self._mesh, self._implementation, self._tile_size = mesh, implementation, tile_size
 
     @property
     def cache(self) -> KVCache:
@@ -105,7 +107,7 @@ class PagedAttend:
     def _on_one_device(self, heads, sinks, places, **variant):
         q, k, v, k_pages, v_pages = heads
         rows, page_ids, offsets = places
-        variant["sinks"] = sinks
+        variant |= {"sinks": sinks, "implementation": self._implementation}
         k_pages = write_pages(k_pages, k, page_ids, offsets)
         v_pages = write_pages(v_pages, v, page_ids, offsets)
         if isinstance(rows, DecodeRows):

@@ -67,9 +67,10 @@ class Programs:
         *,
         page_size: int,
         max_logprobs: int,
+        attention_backend: str,
     ):
         self._graph, self._weights_tree, self._mesh = graph, weights_tree, mesh
-        self._page_size = page_size
+        self._page_size, self._attention_backend = page_size, attention_backend
         self._max_logprobs = min(max_logprobs, config.vocab_size)
 
     def decode(
@@ -140,7 +141,15 @@ class Programs:
         page_ids = page_table[owners, jnp.maximum(positions, 0) // self._page_size]
         page_ids = jnp.where(positions >= 0, page_ids, cache.k[0].shape[0])  # outside the pool: padding writes nothing
         offsets = jnp.maximum(positions, 0) % self._page_size
-        return PagedAttend(cache, rows, page_ids, offsets, mesh=self._mesh, tile_size=tile_size)
+        return PagedAttend(
+            cache,
+            rows,
+            page_ids,
+            offsets,
+            mesh=self._mesh,
+            implementation=self._attention_backend,
+            tile_size=tile_size,
+        )
 
     def _sample(
         self, model, hidden, lengths, slots, counted_slots, sampling, vocab, needs

@@ -37,6 +37,7 @@ class Runner:
         num_pages: int,
         page_size: int,
         max_logprobs: int,
+        attention_backend: str,
     ):
         self._weights, weights_tree = jax.tree.flatten(weights)
         self._untied_table = () if config.tie_word_embeddings else jax.tree.leaves(weights["embedding"])
@@ -49,7 +50,15 @@ class Runner:
                 slots=buckets.max_num_seqs, max_pages=buckets.max_pages, vocab_size=config.vocab_size, mesh=mesh
             ),
         )
-        self._programs = Programs(graph, weights_tree, config, mesh, page_size=page_size, max_logprobs=max_logprobs)
+        self._programs = Programs(
+            graph,
+            weights_tree,
+            config,
+            mesh,
+            page_size=page_size,
+            max_logprobs=max_logprobs,
+            attention_backend=attention_backend,
+        )
         self._compiled: dict[Any, jax.stages.Compiled] = {}
         self._vocab_size = config.vocab_size
 

@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import uvicorn
@@ -25,6 +26,7 @@ def run(config: EngineConfig, *, host: str, port: int, served_model_name: str | 
 
     with ProgressBars() as progress:
         engine = Engine(config, progress)
+    print(engine.attention, file=sys.stderr)
     try:
         name = served_model_name or Path(str(engine.config.model)).resolve().name
         with contextlib.suppress(KeyboardInterrupt):

@@ -21,7 +21,8 @@ class Pool:
         spare = 2
         pages = np.full((2, sum(needed) + spare, kv_heads, page_size, head_dim), np.nan, np.float32)
         ids = rng.permutation(sum(needed) + spare)
-        self.table = np.full((len(lengths), max([*needed, 1])), ids[-1], np.int32)  # unused entries: a NaN page
+        self.nan_page = ids[-1]
+        self.table = np.full((len(lengths), max([*needed, 1])), self.nan_page, np.int32)
         self.keys, self.values = [], []
         for row, length in enumerate(lengths):
             own, ids = ids[: needed[row]], ids[needed[row] :]
@@ -85,6 +86,9 @@ def check_decode(
     pool = Pool(rng, lengths, kv_heads, page_size, head_dim, dtype)
     q = jnp.asarray(rng.normal(size=(len(lengths), queries, kv_heads * group, head_dim)), dtype)
     variant = variant_of(rng, kv_heads * group, head_dim, window, soft_cap, with_sinks)
+    if window is not None:  # pages that the first query no longer sees may belong to others
+        for row, length in enumerate(lengths):
+            pool.table[row, : max(0, length - queries + 1 - window) // page_size] = pool.nan_page
     out = attend(q, pool.k, pool.v, jnp.asarray(pool.table), jnp.asarray(lengths, jnp.int32), **variant)
     for row, length in enumerate(lengths):
         for query in range(queries):

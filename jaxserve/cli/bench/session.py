@@ -37,7 +37,9 @@ class Session:
         say("Starting the engine ...")
         compiled, cached, start = compilations.count, compilations.cached, time.perf_counter()
         self.llm = start_llm(config)
+        say(self.llm.engine.attention)
         self._startup = {
+            "attention": self.llm.engine.attention,
             "seconds": time.perf_counter() - start,
             "stage_seconds": self.llm.engine.startup_seconds,
             "compile_seconds": self.llm.engine.startup_seconds["programs"],
