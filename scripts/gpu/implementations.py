@@ -33,4 +33,9 @@ def _check(choose: Callable, implementation: str, shape: AttentionShape) -> None
 
 
 def grouped_matmul() -> Iterator[tuple[str, Callable]]:
+    """Each by name, as a function of tokens, weights and group sizes."""
+    if on_gpu():
+        from pallas_kernels.mosaic_gpu.grouped_matmul import grouped_matmul as grouped_matmul_mosaic
+
+        yield MOSAIC_GPU, grouped_matmul_mosaic
     yield XLA, grouped_matmul_xla

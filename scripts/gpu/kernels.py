@@ -44,6 +44,11 @@ GROUPED = Table(
     _PRODUCTS | {"GB/s": ""},
     "GB/s counts the weights of experts that have tokens.",
 )
+TUNED = Table(
+    "tuned",
+    "Grouped matrix product: the block sizes in use beside the quickest, by the kernel's own autotuning",
+    {"in use": "", "time": "µs", "quickest": "", "its time": "µs"},
+)
 SAMPLING = Table("sampling", "Sampling, 151,936 entries", _MEMORY, "GB/s counts the logits once.")
 
 # Batch and context, what matters most first: the budget may end the table.
@@ -126,6 +131,8 @@ def cases(clock: Clock, known: dict[str, float]) -> Iterator[Case]:
             ("top-p", Needs.RANDOM | Needs.FILTER),
         ):
             yield Case(SAMPLING, f"batch {batch}: {name}", partial(_sampling, batch, needs, best))
+    for tokens in (64, 8192) if on_gpu() else ():
+        yield Case(TUNED, f"{tokens:,} tokens", partial(_tuned, tokens), limit=200)
 
 
 def _decode_name(shape: tuple[int, int], name: str) -> str:
@@ -278,6 +285,27 @@ def _grouped_seconds(step: Callable, x: jax.Array, weights: jax.Array, counts: n
         2 * x.shape[0] * weights.shape[1] * weights.shape[2] / best()["product"], weights.nbytes / best()["read"]
     )
     return loop_seconds(step, x, (weights, jnp.asarray(counts, jnp.int32)), expected=expected)
+
+
+def _tuned(tokens: int) -> Row:
+    from pallas_kernels.mosaic_gpu.block_sizes import GROUPED_MATMUL_CANDIDATES, grouped_matmul_blocks
+    from pallas_kernels.mosaic_gpu.grouped_matmul import autotune
+
+    rows, groups = 8 * tokens, 128
+    used = grouped_matmul_blocks(rows, groups)
+    near = [
+        blocks
+        for blocks in GROUPED_MATMUL_CANDIDATES
+        if used.tokens // 2 <= blocks.tokens <= 2 * used.tokens and blocks.out == used.out
+    ]
+    quickest, seconds = autotune(rows, groups, 1536, 2048, candidates=near)
+    mine = seconds.get(used)
+    return {
+        "in use": "/".join(map(str, used)),
+        "time": None if mine is None else mine * 1e6,
+        "quickest": "/".join(map(str, quickest)),
+        "its time": seconds[quickest] * 1e6,
+    }
 
 
 def _sampling(batch: int, needs: Needs, best: Callable) -> Row:
