@@ -247,9 +247,9 @@ def _greedy() -> Row:
 
 
 def _draws(**settings: float) -> Row:
-    """Drawn tokens of 20,000 seeds: none that the settings leave out, and each as often as its probability says."""
+    """Drawn tokens of many seeds: none that the settings leave out, and each as often as its probability says."""
     rng = np.random.default_rng(0)
-    logits, count = (2 * rng.normal(size=100)).astype(np.float32), 20_000
+    logits, count = (2 * rng.normal(size=100)).astype(np.float32), 20_000 if on_gpu() else 2000
     p = np.exp(logits.astype(np.float64) - logits.max())
     p /= p.sum()
     order = np.argsort(-p)
