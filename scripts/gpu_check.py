@@ -41,16 +41,17 @@ How it measures is said at the top of scripts/gpu/timing.py, what each table cou
 
 A machine without a network: the parts need {", ".join(NEEDED.values())}.
 What it lacks travels as wheels. Where there is a network, make a folder of them that git ignores (the versions are
-those of requirements.lock; name only what is missing, jax's CUDA packages are far too large to carry):
+those of requirements.lock; name what is missing and what it needs in turn; JAX's CUDA packages are too large to carry):
 
   echo /.wheels/ >> .git/info/exclude
   python -m pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \\
       --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \\
-      --dest .wheels rich==15.0.0 pyyaml==6.0.3
+      --dest .wheels rich==15.0.0 markdown-it-py==4.3.0 mdurl==0.1.2 pygments==2.21.0 pyyaml==6.0.3
 
 and there, into a folder of their own, so that nothing that is installed changes:
 
-  python -m pip install --quiet --no-index --no-deps --find-links .wheels --target /tmp/site rich pyyaml
+  python -m pip install --quiet --no-index --no-deps --find-links .wheels --target /tmp/site \\
+      rich markdown-it-py mdurl pygments pyyaml
   PYTHONPATH=/tmp/site python scripts/gpu_check.py
 """
 

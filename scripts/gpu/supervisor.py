@@ -15,6 +15,7 @@ from scripts.gpu.parts import PARTS
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = ["-m", "scripts.gpu.worker"]
+GRACE = 60.0  # seconds that a case may run on when its part's time has ended
 START_LIMIT = 180.0  # seconds for a process to import JAX and find its device
 CASE_WIDTH = 60
 COLUMN_WIDTH = 10
@@ -151,6 +152,7 @@ def _run_process(
     name: str, device: str, orders: dict[str, Any], record: Record, done: list[tuple[str, str]], watch: _Watch
 ) -> str | None:
     """Run a part until its process ends; `done` and `watch` follow it. Returns why it did not end well."""
+    end = time.monotonic() + orders["seconds"]
     read, write = os.pipe()
     process = subprocess.Popen(
         [sys.executable, *WORKER, name, str(write)],
@@ -166,7 +168,7 @@ def _run_process(
         with os.fdopen(read) as pipe:
             for event in _events(pipe, watch):
                 if event["event"] == "begin":
-                    watch.next((event["table"], event["case"]), event["limit"])
+                    watch.next((event["table"], event["case"]), min(event["limit"], end - time.monotonic() + GRACE))
                     record.begin(event)
                     continue
                 if watch.case:
