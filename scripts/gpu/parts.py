@@ -23,7 +23,7 @@ class Part:
         """Of the part's own process."""
         flags = self.xla_flags.format(dump=tempfile.mkdtemp(prefix="gpu_check_")) if self.xla_flags else ""
         environment = os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()}
-        # Named, a GPU that JAX cannot start is an error; left to itself, JAX would go on on the CPU.
+        # Named, a GPU that JAX finds and cannot start is an error; left to itself, JAX would go on on the CPU.
         return environment | {"JAX_PLATFORMS": "cpu" if device == "cpu" else "cuda,cpu"}
 
 

@@ -135,7 +135,7 @@ def _run_part(name: str, device: str, end: float, record: Record) -> None:
     """Run a part; behind a case that killed its process, or hung, it goes on in a new one."""
     done: list[tuple[str, str]] = []
     while True:
-        orders = {"seconds": end - time.monotonic(), "done": done, "ceilings": record.ceilings()}
+        orders = {"seconds": end - time.monotonic(), "device": device, "done": done, "ceilings": record.ceilings()}
         watch = _Watch()
         error = _run_process(name, device, orders, record, done, watch)
         if error is None:

@@ -23,7 +23,11 @@ def main(name: str, descriptor: int) -> None:
             print(json.dumps(event), file=report)
 
         module = PARTS[name].load()
-        tell(event="facts", facts=module.facts())
+        facts = module.facts()
+        tell(event="facts", facts=facts)
+        if orders["device"] == "gpu" and facts.get("platform") == "cpu":
+            tell(event="failed", error="JAX sees no GPU here; --device cpu runs everything at toy size")
+            return
         clock = Clock(orders["seconds"])
         done = set(map(tuple, orders["done"]))
         for case in module.cases(clock, orders["ceilings"]):

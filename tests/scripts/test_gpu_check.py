@@ -94,6 +94,14 @@ def test_what_the_budget_leaves_no_time_for_is_said(broken):
     assert gpu_check.summary(broken) == 0
 
 
+def test_toy_sizes_are_not_taken_for_a_gpus(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # where there is one
+    record = supervisor.Record(tmp_path / "result.json", date="2026-01-01", commit=None)
+    supervisor.run_parts(["ceilings"], device="gpu", seconds=100, record=record)
+    assert [failure["part"] for failure in record.data["failures"]] == ["ceilings"]
+    assert record.data["tables"] == {}
+
+
 def test_rates_of_one_part_are_known_to_the_next(broken):
     broken.data["tables"]["ceilings"] = {
         "name": "ceilings",
