@@ -8,7 +8,8 @@ multiprocessor; this keeps 128 KiB there at head size 128 in bf16.
 **How it goes.** (Flash-decoding: Dao, Haziza, Massa and Sizov, 2023, https://crfm.stanford.edu/2023/10/12/flashdecoding.html,
 with parts of equal size as in Stream-K: Osama et al., 2023, arXiv:2301.03598.) Two blocks for each multiprocessor stay
 for the whole kernel; `make_schedule` gives each the same number of tiles of 64 tokens, whatever the rows' lengths, so
-that one row of 131,072 tokens keeps all of them as busy as 64 of 4,096 do. In a block one warpgroup copies (one bulk
+that one row of 131,072 tokens keeps all of them as busy as 64 of 4,096 do. (One block, with twice the memory, at head
+size 256 and where more than 16 query columns take too many registers.) In a block one warpgroup copies (one bulk
 tensor copy a page, or half a page of 128; the page index comes from memory) and one computes. Operands are swapped: the
 tile of keys is the left matrix, of 64 rows, and the few queries, with all heads of their group, are its columns, in
 eights. The softmax runs down the columns, in base 2. What a block finds for a row goes to a place of its own, and
@@ -39,7 +40,6 @@ from pallas_kernels.mosaic_gpu.decode_combine import combine
 from pallas_kernels.mosaic_gpu.decode_schedule import TILE, Schedule, make_schedule
 from pallas_kernels.mosaic_gpu.softmax import FLOOR, LOG2_E, MASKED, MATRIX, filled, for_each_row
 
-BLOCKS_PER_MULTIPROCESSOR = 2
 _MULTIPROCESSORS = 132  # of an H100 SXM, H200 and GH200
 _SHARED_BYTES = 227 * 1024  # that the blocks of one multiprocessor may take, 1 KiB for each included
 
@@ -59,7 +59,7 @@ def paged_decode_attention(
 ) -> jax.Array:
     """`pallas_kernels.xla.paged_attention.paged_decode_attention` for what `refuse_decode` has nothing against.
 
-    `blocks` thread blocks share the work: two for each multiprocessor if it is left out.
+    `blocks` thread blocks share the work: as many as the device holds if it is left out.
     """
     batch, queries, heads, _ = q.shape
     kv_heads, page_size, value_dim = v_pages.shape[1:]
@@ -82,7 +82,7 @@ def paged_decode_attention(
         queries=queries,
         window=window,
         unit=min(page_size, TILE),
-        blocks=blocks or _default_blocks(),
+        blocks=blocks or blocks_and_stages(width, q.shape[-1], value_dim)[0] * _multiprocessors(),
     )
     values, logsums = _attend(
         to_columns(q),
@@ -106,18 +106,23 @@ def paged_decode_attention(
     return out.reshape(batch, queries, heads, value_dim)
 
 
-def _default_blocks() -> int:
-    device = jax.devices()[0]
-    return BLOCKS_PER_MULTIPROCESSOR * (device.core_count if device.platform == "gpu" else _MULTIPROCESSORS)
+def blocks_and_stages(width: int, head_dim: int, value_dim: int) -> tuple[int, int]:
+    """Blocks that share a multiprocessor, and tiles that each holds in shared memory.
 
-
-def _stages(stage_bytes: int, other_bytes: int) -> int:
-    """Tiles that a block holds: as many as fit, three at least or else one block has a multiprocessor to itself."""
-    for blocks in (BLOCKS_PER_MULTIPROCESSOR, 1):
-        stages = (_SHARED_BYTES // blocks - 2048 - other_bytes) // stage_bytes
-        if stages >= 3:
+    Two, unless that leaves fewer than three tiles to each, or a thread of one needs more than half of its registers.
+    """
+    stage_bytes = 2 * TILE * (head_dim + -(-value_dim // 64) * 64)
+    other_bytes = 2048 + 2 * width * (2 * head_dim + TILE)  # the system's and barriers; queries and weights
+    for blocks in (2, 1):
+        stages = (_SHARED_BYTES // blocks - other_bytes) // stage_bytes
+        if blocks == 1 or (stages >= 3 and width <= 16):
             break
-    return min(stages, 8)
+    return blocks, min(stages, 8)
+
+
+def _multiprocessors() -> int:
+    device = jax.devices()[0]
+    return device.core_count if device.platform == "gpu" else _MULTIPROCESSORS
 
 
 def _swizzled(columns: int) -> tuple[plgpu.TilingTransform, plgpu.SwizzleTransform]:
@@ -154,7 +159,7 @@ def _attend(
     units = TILE // unit  # that make up a tile
     units_per_page = page_size // unit
     padded_dim = -(-value_dim // 64) * 64
-    stages = _stages(2 * TILE * (head_dim + padded_dim), 2 * width * (2 * head_dim + TILE))
+    _, stages = blocks_and_stages(width, head_dim, value_dim)
 
     def body(*refs: Any) -> None:
         q_g, k_g, v_g, table_g, rows_g, pairs_g, sizes_g, values_g, logsums_g, *scratch = refs

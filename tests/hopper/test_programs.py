@@ -1,0 +1,86 @@
+"""The whole programs that serve an 8B model, compiled for an H200: nothing copies the KV cache, and kernels attend."""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxserve.checkpoint.huggingface import abstract_model
+from jaxserve.models.config import ModelConfig
+from jaxserve.runner.buckets import Buckets
+from jaxserve.runner.kv_cache import KVCache
+from jaxserve.runner.programs import DeviceState, Programs, SlotState
+from jaxserve.runner.sampler import VocabState
+from jaxserve.runner.step_batch import DecodeArrays, PrefillArrays, SamplingRows
+from pallas_kernels.attention_shape import AttentionShape
+from pallas_kernels.mosaic_gpu.refusals import refuse_prefill
+
+LAYERS, PAGES, PAGE_SIZE, SLOTS = 2, 2048, 64, 64  # of 36 layers, which are all alike
+QWEN3_8B = ModelConfig(
+    architecture="Qwen3ForCausalLM",
+    vocab_size=151936,
+    hidden_size=4096,
+    intermediate_size=12288,
+    num_layers=LAYERS,
+    num_heads=32,
+    num_kv_heads=8,
+    head_dim=128,
+    max_position_embeddings=40960,
+    qk_norm=True,
+)
+CACHE = (PAGES, QWEN3_8B.num_kv_heads, PAGE_SIZE, QWEN3_8B.head_dim)
+BUCKETS = Buckets.of(max_num_seqs=SLOTS, max_num_batched_tokens=2048, max_model_len=4096, page_size=PAGE_SIZE)
+
+
+def abstract_state() -> DeviceState:
+    array = jax.ShapeDtypeStruct
+    pages, vocab = array(CACHE, jnp.bfloat16), (SLOTS, QWEN3_8B.vocab_size)
+    slots = SlotState(
+        array((SLOTS,), jnp.int32),
+        array((SLOTS, BUCKETS.max_pages), jnp.int32),
+        SamplingRows.empty(SLOTS),
+        VocabState(array(vocab, jnp.bool_), array(vocab, jnp.int32), array(vocab, jnp.float32)),
+    )
+    return DeviceState(KVCache((pages,) * LAYERS, (pages,) * LAYERS), slots)
+
+
+def compiled_program(program: Callable[[Programs], Callable], batch: Any) -> Any:
+    from tests.hopper.compiler import MESH, compile_for_h200, on_h200
+
+    graph, weights = abstract_model(QWEN3_8B, jnp.bfloat16)
+    leaves, tree = jax.tree.flatten(weights)
+    backend = {"page_size": PAGE_SIZE, "max_logprobs": 20, "attention_backend": "mosaic_gpu"}
+    programs = Programs(graph, tree, QWEN3_8B, MESH, **backend)
+    return compile_for_h200(program(programs), *on_h200((leaves, abstract_state(), batch)), donate=(1,))
+
+
+def assert_written_in_place(compiled: Any) -> None:
+    shape = re.escape(f"bf16[{','.join(map(str, CACHE))}]")
+    made_by = set(re.findall(rf"= {shape}\S* ([\w-]+)\(", compiled.text))
+    assert "scatter" in made_by
+    assert made_by <= {"parameter", "scatter", "fusion", "bitcast", "get-tuple-element"}
+    state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract_state()))
+    assert compiled.program.memory_analysis().alias_size_in_bytes == state_bytes
+
+
+def test_decode_writes_the_cache_in_place_and_attends_in_kernels_only():
+    compiled = compiled_program(lambda programs: programs.decode, DecodeArrays.padding(SLOTS, max_num_seqs=SLOTS))
+    assert_written_in_place(compiled)
+    assert compiled.mosaic_calls == {"paged_decode_attention": LAYERS, "paged_decode_combine": LAYERS}
+    assert not [kernel for kernel in compiled.kernels if kernel.spilled_bytes]
+
+
+def test_prefill_writes_the_cache_in_place_and_attends_in_kernels_only():
+    bucket = BUCKETS.prefill[-1]
+    shape = AttentionShape(32, 8, 128, 128, PAGE_SIZE, "bfloat16", tile_size=bucket.tile_size)
+    if (refused := refuse_prefill(shape)) is not None:
+        pytest.skip(refused)
+    batch = PrefillArrays.padding(bucket, max_num_seqs=SLOTS, max_pages=BUCKETS.max_pages)
+    compiled = compiled_program(lambda programs: partial(programs.prefill, tile_size=bucket.tile_size), batch)
+    assert_written_in_place(compiled)
+    assert sum(compiled.mosaic_calls.values()) == LAYERS
+    assert not [kernel for kernel in compiled.kernels if kernel.spilled_bytes]
