@@ -74,7 +74,9 @@ def paged_prefill_attention(
     choice = choose_prefill(implementation, _shape(q, k_pages, v_pages, window, sinks, tile_size=tile_size))
     if choice.refused:
         log_once(f"prefill attention runs in XLA: {choice.reason}")
-    run = xla.paged_prefill_attention  # mosaic_gpu's goes here
+    run = xla.paged_prefill_attention
+    if choice.implementation == MOSAIC_GPU:
+        from pallas_kernels.mosaic_gpu.prefill import paged_prefill_attention as run
     return run(
         q,
         k_pages,

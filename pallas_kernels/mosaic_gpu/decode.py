@@ -38,6 +38,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.mosaic_gpu.decode_combine import combine
 from pallas_kernels.mosaic_gpu.decode_schedule import TILE, Schedule, make_schedule
+from pallas_kernels.mosaic_gpu.shared_memory import swizzled
 from pallas_kernels.mosaic_gpu.softmax import FLOOR, LOG2_E, MASKED, MATRIX, filled, for_each_row
 
 _MULTIPROCESSORS = 132  # of an H100 SXM, H200 and GH200
@@ -123,13 +124,6 @@ def blocks_and_stages(width: int, head_dim: int, value_dim: int) -> tuple[int, i
 def _multiprocessors() -> int:
     device = jax.devices()[0]
     return device.core_count if device.platform == "gpu" else _MULTIPROCESSORS
-
-
-def _swizzled(columns: int) -> tuple[plgpu.TilingTransform, plgpu.SwizzleTransform]:
-    """How a 16-bit matrix of so many columns lies in shared memory for copies and matrix instructions."""
-    swizzle = plgpu.find_swizzle(columns * 16)
-    # mypy takes the classes for abstract, after a method of their protocol that has no body.
-    return plgpu.TilingTransform((8, swizzle // 2)), plgpu.SwizzleTransform(swizzle)  # type: ignore[abstract]
 
 
 def _attend(
@@ -301,10 +295,10 @@ def _attend(
         num_threads=2,
         thread_name="warpgroup",
         scratch_types=[
-            plgpu.SMEM((2, width, head_dim), dtype, transforms=_swizzled(head_dim)),
-            plgpu.SMEM((stages, TILE, head_dim), dtype, transforms=_swizzled(head_dim)),
-            plgpu.SMEM((stages, TILE, padded_dim), dtype, transforms=_swizzled(value_dim)),
-            plgpu.SMEM((width, TILE), dtype, transforms=_swizzled(value_dim)),  # both factors need one swizzle
+            plgpu.SMEM((2, width, head_dim), dtype, transforms=swizzled(head_dim)),
+            plgpu.SMEM((stages, TILE, head_dim), dtype, transforms=swizzled(head_dim)),
+            plgpu.SMEM((stages, TILE, padded_dim), dtype, transforms=swizzled(value_dim)),
+            plgpu.SMEM((width, TILE), dtype, transforms=swizzled(value_dim)),  # both factors need one swizzle
             plgpu.Barrier(num_barriers=2),
             plgpu.Barrier(num_barriers=stages, num_arrivals=units),
             plgpu.Barrier(num_barriers=stages, num_arrivals=units),

@@ -21,14 +21,11 @@ from pallas_kernels.mosaic_gpu.block_sizes import (
     GroupedMatmulBlocks,
     grouped_matmul_blocks,
 )
+from pallas_kernels.mosaic_gpu.shared_memory import swizzled
 
 _STEP = 64  # input features of one step: 128 bytes, the widest swizzle
 _FEATURES = 64  # of one warpgroup: the height of a WGMMA
 _SHARED_MEMORY = 227 * 1024  # bytes that a block may have on Hopper
-
-
-def _swizzled(shape: tuple[int, ...], dtype: Any) -> Any:
-    return plgpu.SMEM(shape, dtype, transforms=(plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128)))
 
 
 def work_list(group_sizes: jax.Array, tokens: int, size: int) -> jax.Array:
@@ -137,11 +134,14 @@ def _kernel(groups: int, in_features: int, blocks: GroupedMatmulBlocks, dtype: A
 def _scratch(blocks: GroupedMatmulBlocks, dtype: Any) -> dict[str, Any]:
     warpgroups = blocks.out // _FEATURES
     result = (warpgroups, blocks.tokens, _FEATURES)
+    layout = swizzled(64)  # columns: a step's of input features, or a warpgroup's of output features
     return {
-        "x_s": _swizzled((blocks.stages, blocks.tokens, _STEP), dtype),
-        "weights_s": _swizzled((blocks.stages, blocks.out, _STEP), dtype),
+        "x_s": plgpu.SMEM((blocks.stages, blocks.tokens, _STEP), dtype, transforms=layout),
+        "weights_s": plgpu.SMEM((blocks.stages, blocks.out, _STEP), dtype, transforms=layout),
         # A whole tile leaves in one swizzled copy; the rows of a partial one leave one by one.
-        "results_s": plgpu.RefUnion(_swizzled(result, dtype), plgpu.SMEM(result, dtype)),
+        "results_s": plgpu.RefUnion(
+            plgpu.SMEM(result, dtype, transforms=swizzled(_FEATURES)), plgpu.SMEM(result, dtype)
+        ),
         "full": plgpu.Barrier(num_arrivals=2, num_barriers=blocks.stages),
         "free": plgpu.Barrier(num_arrivals=warpgroups, num_barriers=blocks.stages),
     }
@@ -187,6 +187,7 @@ def grouped_matmul(
         thread_name="warpgroup",
         scratch_types=_scratch(blocks, x.dtype),
         compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane),
+        kernel_name="grouped_matmul",
     )(x, weights, tiles)
 
 

@@ -1,18 +1,29 @@
-"""Ragged paged prefill attention for Hopper: FlashAttention-3's schedule (Shah et al., 2024, arXiv:2407.08608) over pages.
+"""Ragged paged prefill attention for Hopper, compiled for the H200 and checked in the interpreter; no GPU has timed it.
 
-A block of the grid is one tile of queries and 128 rows of work: two compute warpgroups of 64 rows each share every key
-and value that a third warpgroup brings in, one TMA copy a page. With tiles of 128 tokens the warpgroups split the
-tokens of one head; with tiles of 64 they take two query heads of the same KV head.
+**What bounds it.** Causal attention of 8,192 tokens with 32 heads of 128 is 4 x 128 x 32 flops for each of 33.6 million
+pairs, 0.55 TFLOP, on 134 MB of queries and outputs and 34 MB of keys and values: 3,300 flops a byte, where the H200 has
+206. Only the tensor cores count: 0.56 ms at their 989 TFLOP/s of bf16, 0.92 ms at 600.
 
-Why this schedule: a step of 128 keys at head size 128 costs each warpgroup 2 × 64 × 128 × 128 multiply-adds, 1,024
-cycles of an SM's tensor cores, and 8,192 exponentials, 512 cycles of its special function units. One after the other
-would leave the tensor cores idle for a third of the time. So each warpgroup starts the scores of its next step together
-with the values of this one and computes the softmax while the latter are under way, and the two warpgroups take turns
-at starting products, so that one's softmax falls into the other's. Shared memory at head size 128: 32 KiB of queries,
-two stages of keys and of values at 32 KiB each. Registers a thread: 64 accumulated, 64 of scores, 32 of weights.
+**How it goes.** FlashAttention-3's schedule (Shah et al., 2024, arXiv:2407.08608) over pages. A block of the grid is
+one tile of queries and 128 rows of work: two compute warpgroups of 64 rows each share every key and value that a third
+warpgroup brings in, one TMA copy a page (or half a page of 128 at head size 256). With tiles of 128 tokens the
+warpgroups split the tokens of one head; with tiles of 64 they take two query heads of the same KV head.
+
+A step of 128 keys at head size 128 costs each warpgroup 2 x 64 x 128 x 128 multiply-adds, 1,024 cycles of the tensor
+cores of a multiprocessor, and 8,192 exponentials, 512 cycles of its special function units, with some 350 further
+instructions a thread, 350 cycles. One after the other, that would leave the tensor cores idle for almost half of the
+time. So each warpgroup starts the scores of its next step together with the values of this one and computes the softmax
+while the latter are under way, and the warpgroups take turns at starting products, so that the softmax of one falls
+into the products of the other: 2,048 cycles of products to hide 1,024 of exponentials and 700 of the rest.
+
+**Memory.** Shared, at head size 128: 32 KiB of queries, two stages of keys and of values at 32 KiB each, 32 KiB for the
+rows of partial tiles. Matrix instructions read 96 of its 128 bytes a cycle for the scores (queries and keys) and 64 for
+the values, whose weights come from registers. Registers a thread, of 232: 64 accumulated, 64 of scores, 32 of weights.
+
+**What is stale.** Positions from a tile's end on may hold another sequence's leftovers, even NaN, which a weight of
+zero does not silence; the last step's values are overwritten with zeros there before they are used.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,26 +34,12 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-_MASKED = -1e30  # finite: the difference of two masked scores must not be NaN
+from pallas_kernels.mosaic_gpu.shared_memory import swizzled
+from pallas_kernels.mosaic_gpu.softmax import LOG2_E, MASKED, MATRIX
+
 _ROWS = 64  # of one warpgroup: the height of a WGMMA
 _COMPUTE, _MEMORY = 2, 2  # compute warpgroups; the index of the one that moves memory
-_TILE_SIZES = (64, 128)
-_PAGE_SIZES = (16, 32, 64, 128)
-_LAYOUT = plgpu.Layout.WGMMA
 _PER_ROW = plgpu.Layout.WGMMA.reduce(1)
-
-
-def _swizzled_columns(columns: int, dtype: Any) -> int:
-    """How many of `columns` the widest swizzle takes that divides them."""
-    itemsize = jnp.dtype(dtype).itemsize
-    return plgpu.find_swizzle(columns * itemsize * 8) // itemsize
-
-
-def _tiled(shape: tuple[int, ...], dtype: Any) -> Any:
-    """Shared memory as TMA writes and WGMMA reads it."""
-    columns = _swizzled_columns(shape[-1], dtype)
-    swizzle = plgpu.SwizzleTransform(columns * jnp.dtype(dtype).itemsize)
-    return plgpu.SMEM(shape, dtype, transforms=(plgpu.TilingTransform((8, columns)), swizzle))
 
 
 def rows_of(values: jax.Array, like: jax.Array) -> jax.Array:
@@ -143,9 +140,10 @@ class _Plan:
         return min(pl.cdiv(self.head_dim, 64) * 64, 128)
 
     def scratch(self) -> dict[str, Any]:
-        keys_or_values = _tiled((self.stages, self.block, self.head_dim), self.dtype)
+        layout = swizzled(self.head_dim)
+        keys_or_values = plgpu.SMEM((self.stages, self.block, self.head_dim), self.dtype, transforms=layout)
         return {
-            "q_s": _tiled((_COMPUTE, _ROWS, self.head_dim), self.dtype),
+            "q_s": plgpu.SMEM((_COMPUTE, _ROWS, self.head_dim), self.dtype, transforms=layout),
             "k_s": keys_or_values,
             "v_s": keys_or_values,
             "rows_s": plgpu.SMEM((_COMPUTE, _ROWS, self.staged_dim), self.dtype),
@@ -164,7 +162,7 @@ class _Tile(NamedTuple):
 
     sequence: jax.Array
     start: jax.Array  # of its tokens on the flat axis
-    count: jax.Array
+    tokens: jax.Array
     position: jax.Array  # of its first token
     end: jax.Array  # the position after its last token
     first_page: jax.Array  # that any of its tokens sees
@@ -173,13 +171,13 @@ class _Tile(NamedTuple):
 
     @classmethod
     def read(cls, tiles: Any, index: jax.Array, plan: _Plan) -> "_Tile":
-        sequence, start, count, position = (tiles[field, index] for field in range(4))
-        end = position + count
+        sequence, start, tokens, position = (tiles[field, index] for field in range(4))
+        end = position + tokens
         oldest = jnp.int32(0) if plan.window is None else jnp.maximum(position - plan.window + 1, 0)
         first_step = lax.div(oldest, jnp.int32(plan.block))
-        steps = jnp.where(count > 0, pl.cdiv(end, jnp.int32(plan.block)) - first_step, 0)
+        steps = pl.cdiv(end, jnp.int32(plan.block)) - first_step
         first_page = lax.div(oldest, jnp.int32(plan.page_size))
-        return cls(sequence, start, count, position, end, first_page, first_step, steps)
+        return cls(sequence, start, tokens, position, end, first_page, first_step, steps)
 
 
 def _move(plan: _Plan, tile: _Tile, kv_head: jax.Array, k_g, v_g, table_g, k_s, v_s, barriers) -> None:
@@ -189,7 +187,7 @@ def _move(plan: _Plan, tile: _Tile, kv_head: jax.Array, k_g, v_g, table_g, k_s, 
     def copy(step: jax.Array, pages: Any, shared: Any, full: Any) -> None:
         for index in range(plan.copies):
             key = (tile.first_step + step) * plan.block + index * plan.copy_rows
-            # What lies outside the pages that the tile sees is masked, but must not be NaN: any page of its own will do.
+            # What lies outside the pages that the tile sees is masked but must not be NaN: any page of its own will do.
             page = jnp.clip(lax.div(key, jnp.int32(plan.page_size)), tile.first_page, last_page)
             offset = pl.multiple_of(lax.rem(key, jnp.int32(plan.page_size)), plan.copy_rows)
             plgpu.copy_gmem_to_smem(
@@ -216,13 +214,13 @@ def _move(plan: _Plan, tile: _Tile, kv_head: jax.Array, k_g, v_g, table_g, k_s, 
         copy(step, v_g, v_s, barriers["tail_full"])
         plgpu.barrier_wait(barriers["tail_full"])
         first_key = (tile.first_step + step) * plan.block
-        width = _swizzled_columns(plan.head_dim, plan.dtype)
+        width = swizzled(plan.head_dim)[0].tiling[1]  # columns at once: few, for few registers
         for row in range(0, plan.block, _ROWS):
             for column in range(0, plan.head_dim, width):
                 part = v_s.at[slot, pl.ds(row, _ROWS), pl.ds(column, width)]
-                keys = first_key + row + plgpu.broadcasted_iota(jnp.int32, (_ROWS, width), 0, layout=_LAYOUT)
+                keys = first_key + row + plgpu.broadcasted_iota(jnp.int32, (_ROWS, width), 0, layout=MATRIX)
                 seen = (keys >= tile.first_page * plan.page_size) & (keys < tile.end)
-                part[...] = jnp.where(seen, plgpu.load(part, layout=_LAYOUT), 0)
+                part[...] = jnp.where(seen, plgpu.load(part, layout=MATRIX), 0)
         plgpu.commit_smem()
         for _ in range(plan.copies):
             plgpu.barrier_arrive(barriers["v_full"].at[slot])
@@ -249,23 +247,24 @@ def _attend(plan: _Plan, tile: _Tile, position: jax.Array, sink: jax.Array | Non
     """A compute warpgroup: attention of its rows, the first at `position`. Float32 `[rows, head_dim]`."""
     warpgroup = lax.axis_index("warpgroup")
     shape = (_ROWS, plan.block)
-    row = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=_LAYOUT)
-    column = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=_LAYOUT)
     # Scores are kept in units that make their exponential exp2(factor * score - largest): one multiply-add each.
-    factor = math.log2(math.e) * (plan.scale if plan.soft_cap is None else plan.soft_cap)
+    factor = LOG2_E * (plan.scale if plan.soft_cap is None else plan.soft_cap)
 
     def weigh(
         step: jax.Array, scores: jax.Array, largest: jax.Array, total: jax.Array, masked: bool
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         if plan.soft_cap is not None:
             # tanh by way of exp2: the device's own approximate tanh is off by a thousandth, and the cap multiplies it
-            scores = 1 - 2 / (1 + jnp.exp2(scores * (2 * math.log2(math.e) * plan.scale / plan.soft_cap)))
+            scores = 1 - 2 / (1 + jnp.exp2(scores * (2 * LOG2_E * plan.scale / plan.soft_cap)))
         if masked:
-            distance = position - (tile.first_step + step) * plan.block
-            visible = column <= row + distance
+            # Behind a barrier, or the compiler would keep every column's position in a register all through the loops.
+            first_key = lax.optimization_barrier((tile.first_step + step) * plan.block)
+            keys = first_key + plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=MATRIX)
+            positions = position + plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=MATRIX)
+            visible = keys <= positions
             if plan.window is not None:
-                visible &= column > row + (distance - plan.window)
-            scores = jnp.where(visible, scores, _MASKED)
+                visible &= keys > positions - plan.window
+            scores = jnp.where(visible, scores, MASKED)
         new_largest = jnp.maximum(largest, scores.max(axis=1) * factor)
         weights = jnp.exp2(scores * factor - rows_of(new_largest, scores))
         total = total * jnp.exp2(largest - new_largest) + weights.sum(axis=1)
@@ -283,8 +282,8 @@ def _attend(plan: _Plan, tile: _Tile, position: jax.Array, sink: jax.Array | Non
         def softmax(scores: jax.Array) -> tuple[jax.Array, ...]:
             plgpu.barrier_arrive(barriers["k_free"].at[slot])
             weighed = lax.optimization_barrier(weigh(step, scores, largest, total, masked))
-            # This wait, for the next product's values, is also what keeps the softmax where it is: without a branch here
-            # the assembler would wait for the product under way first and leave nothing to run beside it.
+            # This wait, for the next product's values, also keeps the softmax where it is: without a branch here ptxas
+            # would wait for the product under way first and leave nothing to run beside it.
             plgpu.barrier_wait(barriers["v_full"].at[slot])
             return weighed
 
@@ -310,10 +309,10 @@ def _attend(plan: _Plan, tile: _Tile, position: jax.Array, sink: jax.Array | Non
     unmasked_to = lax.div(position + 1, jnp.int32(plan.block)) - tile.first_step
     unmasked_to = jnp.clip(unmasked_to, unmasked_from, tile.steps)
 
-    start = jnp.full((_ROWS,), _MASKED if sink is None else sink * math.log2(math.e), jnp.float32)
+    start = jnp.full((_ROWS,), MASKED if sink is None else sink * LOG2_E, jnp.float32)
     largest = plgpu.layout_cast(start, _PER_ROW)
     total = plgpu.layout_cast(jnp.full((_ROWS,), 0 if sink is None else 1, jnp.float32), _PER_ROW)
-    accumulated = plgpu.layout_cast(jnp.zeros((_ROWS, plan.head_dim), jnp.float32), _LAYOUT)
+    accumulated = plgpu.layout_cast(jnp.zeros((_ROWS, plan.head_dim), jnp.float32), MATRIX)
 
     @pl.when(warpgroup == 1)
     def _() -> None:
@@ -395,7 +394,7 @@ def _kernel(plan: _Plan, tiles: int, with_sinks: bool) -> Callable[..., None]:
             out = _attend(plan, tile, tile.position + before, sink, tile_s, k_s, v_s, barriers)
             # Read again: nothing of it has to stay in a register through the loop over the keys.
             tile = _Tile.read(tiles_g, index, plan)
-            count = jnp.where(of_group < plan.group, tile.count - before, 0)
+            count = jnp.where(of_group < plan.group, tile.tokens - before, 0)
             _store(plan, out, tile.start + before, head, count, out_g, tile_s, rows_s.at[warpgroup])
 
         @pl.when(used & (warpgroup == _MEMORY))
@@ -419,27 +418,14 @@ def paged_prefill_attention(
     soft_cap: float | None = None,
     sinks: jax.Array | None = None,
 ) -> jax.Array:
-    """`pallas_kernels.xla.paged_attention.paged_prefill_attention` on a Hopper GPU, in bfloat16 or float16.
+    """`pallas_kernels.xla.paged_attention.paged_prefill_attention` for what `refuse_prefill` has nothing against.
 
-    Tiles of 64 or 128 tokens: 64 suits an even number of query heads a KV head, 128 any. Pages of 16, 32, 64 or 128
-    tokens, head sizes that are multiples of 16 up to 256.
+    Tiles of 64 tokens suit an even number of query heads for each KV head, tiles of 128 any.
     """
     tokens, heads, head_dim = q.shape
-    _, kv_heads, page_size, value_dim = v_pages.shape
-    if tile_size not in _TILE_SIZES:
-        raise ValueError(f"tiles of {tile_size} tokens: the Hopper kernel takes tiles of 64 or 128")
-    if page_size not in _PAGE_SIZES:
-        raise ValueError(f"pages of {page_size} tokens: the Hopper kernel takes pages of 16, 32, 64 or 128")
-    if head_dim != value_dim or head_dim % 16 or not 16 <= head_dim <= 256:
-        raise ValueError(
-            f"keys of size {head_dim} and values of size {value_dim}: the Hopper kernel takes one size for both, a "
-            "multiple of 16 up to 256"
-        )
-    if not q.dtype == k_pages.dtype == v_pages.dtype or q.dtype not in (jnp.bfloat16, jnp.float16):
-        raise ValueError(
-            f"queries, keys and values in {q.dtype}, {k_pages.dtype} and {v_pages.dtype}: the Hopper kernel takes all "
-            "in bfloat16 or all in float16"
-        )
+    _, kv_heads, page_size, _ = k_pages.shape
+    if tokens < _ROWS:  # a copy may reach beyond the last token, but not be larger than the whole
+        q = jnp.pad(q, ((0, _ROWS - tokens), (0, 0), (0, 0)))
     plan = _Plan(heads, kv_heads, head_dim, page_size, tile_size, q.dtype, scale, window, soft_cap)
     kernel = plgpu.kernel(
         _kernel(plan, tiles.shape[1], sinks is not None),
@@ -448,8 +434,10 @@ def paged_prefill_attention(
         num_threads=_COMPUTE + 1,
         thread_name="warpgroup",
         scratch_types=plan.scratch(),
+        # Layouts are said, not inferred: inference has no answer for this kernel.
         compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane),
+        kernel_name="paged_prefill_attention",
     )
     out = jax.new_ref(jnp.zeros_like(q))  # tokens in no tile stay zero
     kernel(q, k_pages, v_pages, page_table, tiles, *([] if sinks is None else [sinks]), out)
-    return jax.freeze(out)
+    return jax.freeze(out)[:tokens]

@@ -7,6 +7,7 @@ PAGE_SIZES = (16, 32, 64, 128)
 DTYPES = ("bfloat16", "float16")
 MAX_GROUP = 16
 MAX_QUERIES = 8
+TILE_SIZES = (64, 128)
 
 
 def refuse_decode(shape: AttentionShape) -> str | None:
@@ -30,4 +31,13 @@ def refuse_decode(shape: AttentionShape) -> str | None:
 
 def refuse_prefill(shape: AttentionShape) -> str | None:
     """What of `shape` prefill attention does not take and what it does, or None."""
-    return "mosaic_gpu has no prefill attention yet"
+    for given, value, allowed in (
+        ("the dtype", shape.dtype, DTYPES),
+        ("the head size", shape.head_dim, HEAD_DIMS),
+        ("the head size of values", shape.value_dim, (shape.head_dim,)),
+        ("the page size", shape.page_size, PAGE_SIZES),
+        ("the tile size", shape.tile_size, TILE_SIZES),
+    ):
+        if value not in allowed:
+            return f"{given} is {value} and mosaic_gpu's prefill attention takes {', '.join(map(str, allowed))}"
+    return None

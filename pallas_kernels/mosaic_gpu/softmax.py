@@ -1,4 +1,4 @@
-"""What the two halves of decode attention share: base-2 softmax in the register layout of a matrix instruction."""
+"""What attention's kernels share: base-2 softmax in the register layout of a matrix instruction."""
 
 import math
 

@@ -130,6 +130,9 @@ def check_prefill(
     tiles = prefill_tiles(starts, counts, positions, tile_size, tokens // tile_size + len(rows) + 1)
     q = jnp.asarray(rng.normal(size=(tokens, kv_heads * group, head_dim)), dtype)
     variant = variant_of(rng, kv_heads * group, head_dim, window, soft_cap, with_sinks)
+    if window is not None:
+        for row, before in enumerate(positions):
+            pool.table[row, : max(0, before + 1 - window) // page_size] = pool.nan_page
     out = attend(q, pool.k, pool.v, jnp.asarray(pool.table), jnp.asarray(tiles), tile_size=tile_size, **variant)
     for row, (before, count) in enumerate(rows):
         for i in range(count):

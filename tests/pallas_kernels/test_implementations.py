@@ -12,7 +12,7 @@ from jaxserve.config import ATTENTION_BACKENDS
 from pallas_kernels import paged_attention
 from pallas_kernels.attention_shape import AttentionShape
 from pallas_kernels.implementations import IMPLEMENTATIONS, log_once
-from pallas_kernels.paged_attention import choose_decode, paged_decode_attention
+from pallas_kernels.paged_attention import choose_decode, choose_prefill, paged_decode_attention
 
 SERVED = AttentionShape(32, 8, 128, 128, 64, "bfloat16")
 HOPPER: Any = SimpleNamespace(platform="gpu", device_kind="NVIDIA H200", compute_capability="9.0")
@@ -61,6 +61,20 @@ def test_what_the_kernel_does_not_take_is_an_error_by_name_and_xla_by_auto(chang
     choice = choose_decode("auto", shape, HOPPER)
     assert choice.implementation == "xla"
     assert choice.reason.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"value_dim": 64}, "the head size of values is 64 and mosaic_gpu's prefill attention takes 128"),
+        ({"tile_size": 32}, "the tile size is 32 and mosaic_gpu's prefill attention takes 64, 128"),
+    ],
+)
+def test_prefill_has_a_kernel_of_its_own_and_refuses_what_is_its_own(change, message):
+    shape = SERVED._replace(tile_size=64)
+    assert choose_prefill("auto", shape, HOPPER).implementation == "mosaic_gpu"
+    with pytest.raises(ValueError, match=message):
+        choose_prefill("mosaic_gpu", shape._replace(**change), HOPPER)
 
 
 def test_falling_back_is_logged_once(monkeypatch, caplog):
