@@ -155,6 +155,7 @@ def _resolve(
             max_num_batched_tokens=min(max_num_batched_tokens, max_model_len * max_num_seqs),
             max_model_len=max_model_len,
             page_size=config.page_size,
+            smallest_tile=1 if on_cpu else TILE_SIZE,  # kernels take whole tiles only
         )
 
     num_pages = config.num_pages or plan_pages(

@@ -34,11 +34,23 @@ class Buckets:
     max_pages: int  # entries of a page table row
 
     @classmethod
-    def of(cls, *, max_num_seqs: int, max_num_batched_tokens: int, max_model_len: int, page_size: int) -> "Buckets":
+    def of(
+        cls,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_model_len: int,
+        page_size: int,
+        smallest_tile: int = 1,
+    ) -> "Buckets":
+        """`smallest_tile`: what query tiles of prefill attention have at least, even in buckets of fewer tokens."""
         tokens = _doubling(MIN_PREFILL_TOKENS, max_num_batched_tokens)
         return cls(
             tuple(
-                PrefillBucket(t, min(max_num_seqs, -(-t // TOKENS_PER_PREFILL_ROW)), min(t, TILE_SIZE)) for t in tokens
+                PrefillBucket(
+                    t, min(max_num_seqs, -(-t // TOKENS_PER_PREFILL_ROW)), max(smallest_tile, min(t, TILE_SIZE))
+                )
+                for t in tokens
             ),
             _doubling(MIN_DECODE_ROWS, max_num_seqs),
             max_num_seqs,

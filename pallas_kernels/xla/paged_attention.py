@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 _MASKED = -1e30  # finite: a row that sees nothing must not turn into NaN
+_FLOOR = -1e29  # where a running maximum starts: what is masked lies so far below it that its weight is 0, not 1
 
 
 class _Softmax(NamedTuple):
@@ -24,7 +25,7 @@ class _Softmax(NamedTuple):
         """Nothing seen yet but the sinks, float32 `[kv_heads, queries]`: logits that take weight and give no value."""
         accumulated = jnp.zeros((*rows, value_dim), jnp.float32)
         if sinks is None:
-            return cls(jnp.full(rows, _MASKED, jnp.float32), jnp.zeros(rows, jnp.float32), accumulated)
+            return cls(jnp.full(rows, _FLOOR, jnp.float32), jnp.zeros(rows, jnp.float32), accumulated)
         return cls(jnp.broadcast_to(sinks, rows), jnp.ones(rows, jnp.float32), accumulated)
 
     def attend(

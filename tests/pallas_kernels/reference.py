@@ -80,9 +80,8 @@ def check_decode(
     with_sinks: bool,
     seed: int,
 ) -> None:
-    """`attend`, a `paged_decode_attention`, against `reference`; a length of neither 0 nor `queries` is made so."""
+    """`attend`, a `paged_decode_attention`, against `reference`."""
     rng = np.random.default_rng(seed)
-    lengths = [max(length, queries) if length else 0 for length in lengths]
     pool = Pool(rng, lengths, kv_heads, page_size, head_dim, dtype)
     q = jnp.asarray(rng.normal(size=(len(lengths), queries, kv_heads * group, head_dim)), dtype)
     variant = variant_of(rng, kv_heads * group, head_dim, window, soft_cap, with_sinks)

@@ -16,8 +16,8 @@ PLAIN = {"queries": 1, "window": None, "soft_cap": None, "with_sinks": False, "s
     [
         pytest.param(
             3,
-            # 1 + 2 + 4 tiles under each of two heads: the second block ends one row and begins another head.
-            {"lengths": [1, 0, 65, 256], "kv_heads": 2, "group": 2, "head_dim": 64, "page_size": 16},
+            # 1 + 2 + 4 tiles under each of two heads: blocks begin and end within rows, with more tiles than they hold.
+            {"lengths": [1, 0, 65, 256], "kv_heads": 2, "group": 2, "head_dim": 128, "page_size": 16},
             id="rows-of-several-blocks-and-blocks-of-several-rows",
         ),
         pytest.param(
@@ -33,8 +33,8 @@ PLAIN = {"queries": 1, "window": None, "soft_cap": None, "with_sinks": False, "s
         ),
         pytest.param(
             2,
-            # The window begins in the middle of a page, and behind it pages may be gone.
-            {"lengths": [300, 8], "kv_heads": 1, "group": 8, "head_dim": 96, "page_size": 32}
+            # The window begins in the middle of a page, and pages before it are gone; three queries see nothing at all.
+            {"lengths": [300, 5], "kv_heads": 1, "group": 8, "head_dim": 96, "page_size": 32}
             | {"queries": 8, "window": 100, "with_sinks": True},
             id="more-columns-than-one-pass-takes",
         ),
