@@ -4,6 +4,8 @@ Each part that no row of a step needs is skipped at run time, so that one progra
 alike and a greedy step costs one argmax.
 """
 
+import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -62,8 +64,8 @@ def _adjust(
 def _filter(probabilities: jax.Array, rows: SamplingRows) -> jax.Array:
     """Zero what top-k, then top-p (Holtzman et al., 2019, arXiv:1904.09751), then min-p leave out.
 
-    No sort: the bits of a non-negative float order as the float does, so the smallest kept probability is found by
-    bisection over bits, one bit a pass. Equal probabilities at the edge are all kept.
+    No sort: the bits of a non-negative float order as the float does, so the smallest kept probability is found from
+    the highest bit down, a few bits a pass. Equal probabilities at the edge are all kept.
     """
     largest = probabilities.max(axis=-1)
     k = jnp.where(rows.top_k > 0, rows.top_k, probabilities.shape[-1]).astype(jnp.float32)
@@ -75,15 +77,31 @@ def _filter(probabilities: jax.Array, rows: SamplingRows) -> jax.Array:
 
 
 def _threshold(values: jax.Array, weights: jax.Array, wanted: jax.Array) -> jax.Array:
-    """The largest float `t` of each row such that the weights of its values `>= t` add up to `wanted` at least."""
-    bits = jax.lax.bitcast_convert_type(values, jnp.int32)
+    """The largest float `t` of each row such that the weights of its `values`, 0 to 1, `>= t` are `wanted` or more."""
+    vocab = values.shape[-1]
+    # A GPU has arithmetic to spare in each pass over a vocabulary and wants few of them, a CPU has none.
+    several = partial(_search, bits_per_pass=3, parts=vocab // math.gcd(vocab, 128))
+    return jax.lax.platform_dependent(
+        values, weights, wanted, cpu=partial(_search, bits_per_pass=1, parts=1), default=several
+    )
 
-    def add_bit(step: jax.Array, low: jax.Array) -> jax.Array:
-        candidate = low | (1 << (30 - step))
-        enough = jnp.where(bits >= candidate[:, None], weights, 0.0).sum(axis=-1) >= wanted
-        return jnp.where(enough, candidate, low)
 
-    found = jax.lax.fori_loop(0, 31, add_bit, jnp.zeros(len(values), jnp.int32))
+def _search(values: jax.Array, weights: jax.Array, wanted: jax.Array, *, bits_per_pass: int, parts: int) -> jax.Array:
+    """`_threshold` by comparing with `2 ** bits_per_pass - 1` candidates at once; each row is summed in `parts` first.
+
+    The parts, all of one reduction, keep XLA from a second kernel for each candidate.
+    """
+    values_rpv, weights_rpv = (array.reshape(len(values), parts, -1) for array in (values, weights))
+    bits = jax.lax.bitcast_convert_type(values_rpv, jnp.int32)
+
+    def add_bits(step: jax.Array, low: jax.Array) -> jax.Array:
+        shift = 30 - bits_per_pass * (step + 1)
+        candidates = [low + (digit << shift) for digit in range(1, 1 << bits_per_pass)]
+        sums = [jnp.where(bits >= candidate[:, None, None], weights_rpv, 0.0).sum(-1) for candidate in candidates]
+        enough = jnp.stack(sums, axis=-1).sum(axis=1) >= wanted[:, None]
+        return low + (enough.sum(axis=-1, dtype=jnp.int32) << shift)
+
+    found = jax.lax.fori_loop(0, 30 // bits_per_pass, add_bits, jnp.zeros(len(values), jnp.int32))
     return jax.lax.bitcast_convert_type(found, jnp.float32)
 
 

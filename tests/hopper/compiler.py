@@ -46,6 +46,7 @@ class Kernel:
     name: str
     registers: int
     spilled_bytes: int
+    serialized: bool  # its matrix instructions wait for each other where they were meant to overlap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,4 +89,5 @@ def _kernel(path: Path) -> Kernel:
     registers, spilled = re.search(r"Used (\d+) registers", log), re.search(r"(\d+) bytes spill stores", log)
     assert registers, log
     assert spilled, log
-    return Kernel(path.stem, int(registers[1]), int(spilled[1]))
+    serialized = "wgmma.mma_async instructions are serialized" in log
+    return Kernel(path.stem, int(registers[1]), int(spilled[1]), serialized)

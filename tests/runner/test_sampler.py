@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxserve.runner.sampler import VocabState, log_probabilities, sample
+from jaxserve.runner.sampler import VocabState, _search, log_probabilities, sample
 from jaxserve.runner.step_batch import Needs, SamplingRows
 
 VOCAB = 53
@@ -65,6 +65,21 @@ def test_only_tokens_that_the_filters_keep_are_drawn_and_each_of_them_is(seed, t
     p = np.exp(logits) / sum(np.exp(logits[list(kept)]))
     likely = {token for token in kept if p[token] > 0.01}  # missed in 2,048 draws once in a billion
     assert likely <= set(drawn.tolist())
+
+
+@pytest.mark.parametrize(("bits_per_pass", "parts"), [(1, 1), (3, 8)], ids=["as-on-a-cpu", "as-on-a-gpu"])
+def test_the_search_ends_at_the_wanted_value_bit_for_bit(bits_per_pass, parts):
+    values = np.random.default_rng(0).random((6, 64), np.float32) ** 30  # down to 1e-40 or so, and two extremes
+    values[:, :2] = 0, 1
+    largest_first = -np.sort(-values)
+    wanted = np.array([1, 2, 10, 32, 63, 64])
+    ones, wanted_floats = jnp.ones_like(values), jnp.asarray(wanted, jnp.float32)
+    found = _search(jnp.asarray(values), ones, wanted_floats, bits_per_pass=bits_per_pass, parts=parts)
+    np.testing.assert_array_equal(found, largest_first[np.arange(6), wanted - 1])
+    half = (jnp.asarray(values.sum(axis=1)) * 0.5).astype(jnp.float32)
+    found = _search(jnp.asarray(values), jnp.asarray(values), half, bits_per_pass=bits_per_pass, parts=parts)
+    mass = np.cumsum(largest_first.astype(np.float64), axis=1)
+    np.testing.assert_array_equal(found, largest_first[np.arange(6), (mass < np.asarray(half)[:, None]).sum(axis=1)])
 
 
 def test_drawn_frequencies_follow_the_distribution():
