@@ -82,7 +82,7 @@ class Engine:
             max_prefill_seqs=loaded.buckets.max_prefill_rows,
             page_size=loaded.config.page_size,
         )
-        self._builder = StepBatchBuilder(
+        self.builder = StepBatchBuilder(
             loaded.buckets, vocab_size=loaded.model_config.vocab_size, page_size=loaded.config.page_size
         )
         self._live: dict[Request, _Live] = {}
@@ -144,7 +144,7 @@ class Engine:
         self.runner.close()
 
     def _dispatch(self, step: Prefill | Decode) -> _Dispatched:
-        batch = self._builder.build(step)
+        batch = self.builder.build(step)
         return _Dispatched(step, batch, self.runner.dispatch(batch))
 
     def _collect(self, dispatched: _Dispatched) -> list[RequestOutput]:

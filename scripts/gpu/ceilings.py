@@ -32,9 +32,14 @@ def facts() -> dict[str, Any]:
         "platform_version": " ".join(device.client.platform_version.split()),  # CUDA's, on a GPU
         "versions": machine.versions(),
         "host": machine.host(),
-        "bytes_reserved_by_jax": (device.memory_stats() or {}).get("bytes_limit") if on_gpu() else None,
+        "bytes_reserved_by_jax": reserved_bytes(),
     }
     return found | ({"nvidia_smi": _nvidia_smi()} if on_gpu() else {})
+
+
+def reserved_bytes() -> int | None:
+    """What JAX has taken of the GPU's memory; None on a CPU."""
+    return (jax.devices()[0].memory_stats() or {}).get("bytes_limit") if on_gpu() else None
 
 
 def _nvidia_smi() -> dict[str, str]:

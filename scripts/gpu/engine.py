@@ -18,13 +18,11 @@ import jax
 import numpy as np
 
 from jaxserve import LLM, EngineConfig, SamplingParams
-from jaxserve.engine.batch_builder import StepBatchBuilder
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.request import Request
-from jaxserve.engine.scheduler import Chunk, Prefill
-from jaxserve.runner.buckets import Buckets
+from jaxserve.engine.scheduler import Chunk, Decode, Prefill
 from jaxserve.runner.compilation import compilations
-from jaxserve.runner.step_batch import DecodeArrays, StepBatch
+from jaxserve.runner.step_batch import StepBatch
 from scripts.gpu import ceilings
 from scripts.gpu.case import Case, Clock, NotRun, Row, Table
 from scripts.gpu.timing import on_gpu, queued_seconds
@@ -52,6 +50,7 @@ TOY = QWEN3_8B | {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128
 TOY |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
 
 START = Table("start", "Start", {"total": "s", "weights": "s", "compiling": "s", "programs": "", "from cache": ""})
+ATTENTION = Table("attention", "What runs attention", {"chosen": ""})
 CHECK = Table("answer", "The demo model, end to end", {"answer": "", "ok": ""})
 DECODE = Table(
     "decode steps",
@@ -106,6 +105,7 @@ def cases(clock: Clock, known: dict[str, float]) -> Iterator[Case]:
     run = _Run(sizes(), clock, best)
     yield Case(CHECK, "What is 27+45?", partial(_demo, run.cache), limit=200)
     yield Case(START, "nothing in the compile cache", run.start, limit=400)
+    yield Case(ATTENTION, "", lambda: {"chosen": run.engine.attention})
     for batch, context in run.sizes.decode:
         name = f"batch {batch}, context {context:,}"
         yield Case(DECODE, name, partial(run.decode_step, batch, context))
@@ -208,20 +208,14 @@ class _Run:
         )
         slots = slots._replace(page_table=jax.device_put(table, slots.page_table.sharding))
         runner.state = runner.state._replace(slots=slots)
-        rows = self._buckets().decode_for(batch)
-        arrays = DecodeArrays.padding(rows, max_num_seqs=config.max_num_seqs)
-        arrays.slots[:batch] = np.arange(batch)
-        arrays.positions[:batch] = context - 1
-        return StepBatch(arrays, [], batch)
+        requests = [self._request([], slot) for slot in range(batch)]
+        for request in requests:
+            request.num_computed = context
+        return self.engine.builder.build(Decode(requests, [None] * batch))
 
-    def _buckets(self) -> Buckets:
-        config = self.engine.config
-        return Buckets.of(
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
-            max_model_len=config.max_model_len,
-            page_size=config.page_size,
-        )
+    @staticmethod
+    def _request(prompt: list[int], slot: int) -> Request:
+        return Request("0", prompt, SamplingParams(temperature=0), seed=0, max_tokens=1, arrival=0, slot=slot)
 
     def _device_seconds(self, batch: StepBatch) -> float:
         return queued_seconds(lambda: self.engine.runner.dispatch(batch).token_ids, total=0.5)
@@ -247,10 +241,9 @@ class _Run:
     def prefill_step(self, tokens: int) -> Row:
         config, model = self.engine.config, self.engine.model_config
         prompt = np.random.default_rng(0).integers(model.vocab_size, size=tokens).tolist()
-        request = Request("0", prompt, SamplingParams(temperature=0), seed=0, max_tokens=1, arrival=0, slot=0)
+        request = self._request(prompt, slot=0)
         request.pages = list(range(-(-tokens // config.page_size)))
-        builder = StepBatchBuilder(self._buckets(), vocab_size=model.vocab_size, page_size=config.page_size)
-        batch = builder.build(Prefill([Chunk(request, 0, tokens, samples=True)]))
+        batch = self.engine.builder.build(Prefill([Chunk(request, 0, tokens, samples=True)]))
         seconds = self._device_seconds(batch)
         # Two operations a weight and token but in the head, which sees one token; four for what a query sees of a key.
         projections = (model.num_heads * 2 + model.num_kv_heads * 2) * model.head_dim + 3 * model.intermediate_size

@@ -3,7 +3,6 @@
 import dataclasses
 import importlib
 import os
-import tempfile
 from types import ModuleType
 
 
@@ -19,9 +18,9 @@ class Part:
     def load(self) -> ModuleType:
         return importlib.import_module(self.module)
 
-    def environment(self, device: str) -> dict[str, str]:
-        """Of the part's own process."""
-        flags = self.xla_flags.format(dump=tempfile.mkdtemp(prefix="gpu_check_")) if self.xla_flags else ""
+    def environment(self, device: str, scratch: str) -> dict[str, str]:
+        """Of the part's own process, which has the folder `scratch` to itself."""
+        flags = self.xla_flags.format(scratch=scratch)
         environment = os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()}
         # Named, a GPU that JAX finds and cannot start is an error; left to itself, JAX would go on on the CPU.
         return environment | {"JAX_PLATFORMS": "cpu" if device == "cpu" else "cuda,cpu"}
@@ -30,7 +29,7 @@ class Part:
 # The engine's process also writes down what XLA makes of each decode program, and keeps CUDA graphs on under a trace:
 # both answer whether steps are replayed as graphs.
 _SHOW_GRAPHS = (
-    "--xla_dump_to={dump} --xla_dump_hlo_module_re=jit_decode --xla_enable_command_buffers_during_profiling=true"
+    "--xla_dump_to={scratch} --xla_dump_hlo_module_re=jit_decode --xla_enable_command_buffers_during_profiling=true"
 )
 
 PARTS = {

@@ -10,7 +10,7 @@ BEGIN, END = "<!-- gpu_check: begin -->", "<!-- gpu_check: end -->"
 # In this order; the others are in the result file.
 TABLES = (
     *("ceilings", "decode", "prefill", "torch"),
-    *("start", "decode steps", "prefill steps", "host", "graphs", "throughput"),
+    *("start", "attention", "decode steps", "prefill steps", "host", "graphs", "throughput"),
 )
 
 

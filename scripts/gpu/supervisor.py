@@ -6,6 +6,7 @@ import os
 import select
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -153,11 +154,12 @@ def _run_process(
 ) -> str | None:
     """Run a part until its process ends; `done` and `watch` follow it. Returns why it did not end well."""
     end = time.monotonic() + orders["seconds"]
+    scratch = tempfile.TemporaryDirectory(prefix="gpu_check_", ignore_cleanup_errors=True)
     read, write = os.pipe()
     process = subprocess.Popen(
         [sys.executable, *WORKER, name, str(write)],
         cwd=ROOT,
-        env=PARTS[name].environment(device),
+        env=PARTS[name].environment(device, scratch.name),
         stdin=subprocess.PIPE,
         pass_fds=[write],
     )
@@ -184,6 +186,7 @@ def _run_process(
     finally:
         process.kill()
         process.wait()
+        scratch.cleanup()
 
 
 def _events(pipe: Any, watch: _Watch) -> Iterator[dict[str, Any]]:
