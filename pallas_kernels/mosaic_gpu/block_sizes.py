@@ -12,14 +12,14 @@ class GroupedMatmulBlocks(NamedTuple):
 
 
 # Rows that a group has on average, up to which the blocks serve; the last serve all above. Computed from what follows,
-# not yet measured: few rows are bound by reading weights, so two blocks share a multiprocessor and keep 80 KiB of
+# not yet measured: few rows are bound by reading weights, so two blocks share a multiprocessor and keep 72 KiB of
 # copies under way each; many rows are bound by the tensor cores, where a warpgroup of 64 × 256 reads the least shared
 # memory for each product. `autotune` of `grouped_matmul` measures candidates on a GPU.
 _GROUPED_MATMUL = (
     (8, GroupedMatmulBlocks(tokens=8, out=128, stages=5)),
     (16, GroupedMatmulBlocks(tokens=16, out=128, stages=5)),
     (32, GroupedMatmulBlocks(tokens=32, out=128, stages=5)),
-    (64, GroupedMatmulBlocks(tokens=64, out=128, stages=4)),
+    (64, GroupedMatmulBlocks(tokens=64, out=128, stages=3)),
     (256, GroupedMatmulBlocks(tokens=128, out=128, stages=5)),
     (None, GroupedMatmulBlocks(tokens=256, out=128, stages=3)),
 )

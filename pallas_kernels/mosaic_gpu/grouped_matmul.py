@@ -5,7 +5,6 @@ tokens, as decoding has them, costs a column block of 8 and not a row block of 6
 input features last, which is what WGMMA wants of either operand.
 """
 
-import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,6 +24,7 @@ from pallas_kernels.mosaic_gpu.shared_memory import swizzled
 
 _STEP = 64  # input features of one step: 128 bytes, the widest swizzle
 _FEATURES = 64  # of one warpgroup: the height of a WGMMA
+_ROWS = 16  # of a partial tile in one copy, as long as there are so many
 _SHARED_MEMORY = 227 * 1024  # bytes that a block may have on Hopper
 
 
@@ -63,6 +63,13 @@ def _kernel(groups: int, in_features: int, blocks: GroupedMatmulBlocks, dtype: A
         def store(product: jax.Array) -> None:
             """Of float32 `[features, tokens]`, the tile's own tokens."""
             features = pl.ds(feature + warpgroup * _FEATURES, _FEATURES)
+
+            def copy_rows(begin: jax.Array | int, end: jax.Array, rows: int) -> None:
+                @pl.loop(begin, end)
+                def _(index: jax.Array) -> None:
+                    source = rows_s.at[warpgroup, pl.ds(index * rows, rows)]
+                    plgpu.copy_smem_to_gmem(source, out_g.at[pl.ds(start + index * rows, rows), features])
+
             turned = plgpu.layout_cast(product.astype(dtype), plgpu.Layout.WGMMA_TRANSPOSED)
 
             @pl.when(count == blocks.tokens)
@@ -77,10 +84,8 @@ def _kernel(groups: int, in_features: int, blocks: GroupedMatmulBlocks, dtype: A
                 rows_s.at[warpgroup].T[...] = turned
                 plgpu.commit_smem()
 
-                @pl.loop(0, count)
-                def _(row: jax.Array) -> None:
-                    plgpu.copy_smem_to_gmem(rows_s.at[warpgroup, row], out_g.at[start + row, features])
-
+                copy_rows(0, lax.div(count, _ROWS), _ROWS)
+                copy_rows(lax.div(count, _ROWS) * _ROWS, count, 1)
                 plgpu.wait_smem_to_gmem(0)
 
         @pl.when((count > 0) & (warpgroup < warpgroups))
@@ -138,7 +143,7 @@ def _scratch(blocks: GroupedMatmulBlocks, dtype: Any) -> dict[str, Any]:
     return {
         "x_s": plgpu.SMEM((blocks.stages, blocks.tokens, _STEP), dtype, transforms=layout),
         "weights_s": plgpu.SMEM((blocks.stages, blocks.out, _STEP), dtype, transforms=layout),
-        # A whole tile leaves in one swizzled copy; the rows of a partial one leave one by one.
+        # A whole tile leaves in one swizzled copy; the rows of a partial one leave a few at a time.
         "results_s": plgpu.RefUnion(
             plgpu.SMEM(result, dtype, transforms=swizzled(_FEATURES)), plgpu.SMEM(result, dtype)
         ),
@@ -199,24 +204,34 @@ def autotune(
     dtype: Any = jnp.bfloat16,
     *,
     candidates: Sequence[GroupedMatmulBlocks] = GROUPED_MATMUL_CANDIDATES,
-    repeats: int = 20,
+    repeats: int = 10,
 ) -> tuple[GroupedMatmulBlocks, dict[GroupedMatmulBlocks, float]]:
     """The quickest of `candidates` for `tokens` rows spread evenly over `groups`, and the seconds of each, on a GPU.
 
-    Those that need more shared memory than there is are left out. Weights are as many copies as two rounds through the
-    L2 cache take, so that a call finds none of its own there, as in a model.
+    Those that need more shared memory than there is are left out. One program multiplies with several weights, so many
+    that none of any size is left in the L2 cache from the run before, as in a model; its quickest run counts.
     """
-    fitting = [blocks for blocks in candidates if shared_bytes(blocks) <= _SHARED_MEMORY - 1024]
-    copies = -(-(1 << 27) // (groups * out_features * in_features * 2))
+    copies = min(max(4, -(-(1 << 27) // (groups * out_features * in_features * 2))), 16)
     keys = jax.random.split(jax.random.key(0), copies + 1)
     x = jax.random.normal(keys[0], (tokens, in_features), dtype)
     weights = [jax.random.normal(key, (groups, out_features, in_features), dtype) for key in keys[1:]]
     sizes = jnp.full(groups, tokens // groups, jnp.int32).at[: tokens % groups].add(1)
     seconds = {}
-    for blocks in fitting:
-        run = jax.jit(functools.partial(grouped_matmul, blocks=blocks))
-        jax.block_until_ready(run(x, weights[0], sizes))
-        started = time.perf_counter()
-        jax.block_until_ready([run(x, weights[call % copies], sizes) for call in range(repeats)])
-        seconds[blocks] = (time.perf_counter() - started) / repeats
+    for blocks in candidates:
+        if shared_bytes(blocks) > _SHARED_MEMORY - 1024:
+            continue
+
+        @jax.jit
+        def run(
+            x: jax.Array, weights: list[jax.Array], sizes: jax.Array, blocks: GroupedMatmulBlocks = blocks
+        ) -> list[jax.Array]:
+            return [grouped_matmul(x, weight, sizes, blocks=blocks) for weight in weights]
+
+        jax.block_until_ready(run(x, weights, sizes))
+        times = []
+        for _ in range(repeats):
+            started = time.perf_counter()
+            jax.block_until_ready(run(x, weights, sizes))
+            times.append(time.perf_counter() - started)
+        seconds[blocks] = min(times) / copies
     return min(seconds, key=seconds.__getitem__), seconds

@@ -1,11 +1,13 @@
 """Hopper's grouped matrix product in the interpreter, against float64. A case takes seconds: they are few."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import pallas_kernels.mosaic_gpu.grouped_matmul as kernel
 from pallas_kernels.mosaic_gpu.block_sizes import GROUPED_MATMUL_CANDIDATES, GroupedMatmulBlocks, grouped_matmul_blocks
 from pallas_kernels.mosaic_gpu.grouped_matmul import grouped_matmul, work_list
 from tests.pallas_kernels.mosaic_gpu.interpreter import interpreted
@@ -17,7 +19,7 @@ from tests.pallas_kernels.reference import TOLERANCE
     [
         pytest.param([3, 0, 20, 8], 5, (128, 96), GroupedMatmulBlocks(8, 64, 2), "bfloat16", id="few-rows-a-group"),
         # Neither features are a multiple of a block's: the hardware fills in zeros and leaves out what is beyond.
-        pytest.param([0, 70], 0, (72, 136), GroupedMatmulBlocks(64, 128, 3), "float16", id="features-beyond-the-edge"),
+        pytest.param([0, 64 + 39], 0, (72, 136), GroupedMatmulBlocks(64, 128, 3), "float16", id="beyond-the-edge"),
     ],
 )
 def test_interpreted_groups_meet_their_own_weight_without_races(sizes, in_no_group, features, blocks, dtype, capsys):
@@ -52,3 +54,16 @@ def test_work_list_has_every_row_once_and_with_its_own_group(sizes, tile_size):
 @pytest.mark.parametrize("tokens", [1, 8, 64, 1_000, 100_000])
 def test_blocks_of_the_table_are_among_the_candidates_that_are_timed(tokens):
     assert grouped_matmul_blocks(tokens, groups=8) in GROUPED_MATMUL_CANDIDATES
+
+
+def test_autotuning_times_what_fits_and_returns_the_quickest(monkeypatch):
+    def multiply(x, weights, group_sizes, blocks):
+        return jax.lax.fori_loop(0, 1 if blocks.stages == 3 else 300, lambda _, x: jnp.sin(x @ weights[0].T), x)
+
+    monkeypatch.setattr(kernel, "grouped_matmul", multiply)  # there is no GPU to time the kernel itself on
+    too_large = GroupedMatmulBlocks(256, 128, 8)
+    candidates = [GroupedMatmulBlocks(64, 64, 4), GroupedMatmulBlocks(64, 64, 3), too_large]
+    best, seconds = kernel.autotune(16, 2, 64, 64, candidates=candidates)
+    assert list(seconds) == candidates[:2]
+    assert best == candidates[1]
+    assert 0 < seconds[best] < seconds[candidates[0]]
