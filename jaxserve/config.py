@@ -18,7 +18,7 @@ _KINDS: dict[type, tuple[Any, str]] = {
 }
 LOAD_FORMATS = ("auto", "dummy")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
-ATTENTION_BACKENDS = ("auto", "mosaic_gpu", "xla")  # `pallas_kernels.implementations`, which brings JAX
+ATTENTION_BACKENDS = ("auto", "mosaic_gpu", "native", "xla")  # `pallas_kernels.implementations`, which brings JAX
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -29,7 +29,14 @@ def _setting(default: Any, help: str) -> Any:
 class EngineConfig:
     """What an engine is made of. None lets the engine choose from the model and the device."""
 
-    model: str | None = _setting(None, "HuggingFace model directory; the demo model that ships inside if left out")
+    model: str | None = _setting(
+        None, "model directory, or an id of HuggingFace's hub; the demo model that ships inside if left out"
+    )
+    revision: str | None = _setting(None, "branch, tag or commit of a hub id; a commit pins it")
+    hf_config_path: str | None = _setting(
+        None,
+        "directory of config.json and tokenizer, if not the model's: a training script's Orbax checkpoint has none",
+    )
     tokenizer: str | None = _setting(None, "directory of the tokenizer, if not the model's")
     skip_tokenizer_init: bool = _setting(False, "load no tokenizer: token ids in, token ids out")
     load_format: str = _setting(
@@ -46,9 +53,25 @@ class EngineConfig:
         None,
         "prompt tokens that one step computes, long prompts taking several; 512 on a CPU and 4096 on a GPU by default",
     )
+    max_itl_ms: float | None = _setting(
+        None,
+        "milliseconds between two tokens of a running sequence that prompts of others should not exceed: prefill steps "
+        "are cut to what fits; no bound if left out",
+    )
+    max_decode_steps: int = _setting(
+        8, "most tokens that one decode step brings each sequence, while no request waits; 1 for one at a time"
+    )
+    decode_burst_ms: float = _setting(
+        5.0, "milliseconds that such a step of several tokens may take, which is what a newcomer may have to wait"
+    )
+    enable_prefix_caching: bool = _setting(
+        True, "keep the pages of finished prompts and completions, for those that begin with the same tokens"
+    )
     tensor_parallel_size: int = _setting(1, "devices that share every layer")
     attention_backend: str = _setting(
-        "auto", f"what attention runs in: {', '.join(ATTENTION_BACKENDS)}; auto takes mosaic_gpu on Hopper GPUs"
+        "auto",
+        f"what attention runs in: {', '.join(ATTENTION_BACKENDS)}; auto takes mosaic_gpu on Hopper GPUs"
+        " and native on CPUs with AVX512-BF16",
     )
     page_size: int = _setting(64, "token positions in one page of the KV cache")
     num_pages: int | None = _setting(None, "pages in the KV cache; chosen from the memory at hand if left out")
@@ -60,7 +83,7 @@ class EngineConfig:
     max_logprobs: int = _setting(20, "most log-probabilities that a request may ask for at each position")
     seed: int = _setting(0, "of the requests that bring no seed of their own")
     compilation_cache_dir: str = _setting(
-        "~/.cache/jaxserve/xla", "where compiled programs are kept for the next start; '' keeps none"
+        "~/.cache/jaxserve", "where compiled programs are kept for the next start; '' keeps none"
     )
 
     def __post_init__(self) -> None:
@@ -72,7 +95,7 @@ class EngineConfig:
         ):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} is {getattr(self, name)!r}; give one of {', '.join(allowed)}")
-        for name in ("tensor_parallel_size", "page_size"):
+        for name in ("tensor_parallel_size", "page_size", "max_decode_steps"):
             self._at_least_one(name)
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_pages"):
             if getattr(self, name) is not None:
@@ -81,6 +104,10 @@ class EngineConfig:
             raise InputError(
                 f"gpu_memory_utilization is {self.gpu_memory_utilization!r}; give a share above 0 and at most 1"
             )
+        if self.max_itl_ms is not None and not 0 < self.max_itl_ms < float("inf"):
+            raise InputError(f"max_itl_ms is {self.max_itl_ms!r}; give milliseconds above 0")
+        if not 0 <= self.decode_burst_ms < float("inf"):
+            raise InputError(f"decode_burst_ms is {self.decode_burst_ms!r}; give milliseconds from 0 on")
         if self.max_logprobs < 0:
             raise InputError(f"max_logprobs is {self.max_logprobs!r}; give an integer from 0 on")
 
@@ -103,6 +130,11 @@ class EngineConfig:
         """From keywords or a file's entries; an unknown name is an error that names the nearest known one."""
         known = [field.name for field in dataclasses.fields(cls)]
         for name in settings:
+            if name == "trust_remote_code":
+                raise InputError(
+                    "trust_remote_code is no setting, since code that comes with a checkpoint is never run; leave it "
+                    "out, and convert a checkpoint that needs it to a supported architecture"
+                )
             if name not in known:
                 raise InputError(f"there is no setting {name!r}{nearest(name, known)}")
         return cls(**settings)

@@ -1,14 +1,19 @@
 """`LLM`: the Python API, in-process and offline."""
 
 import itertools
+import sys
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
+from flax import nnx
+
 from jaxserve.config import EngineConfig
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.input_processor import Prompt
+from jaxserve.engine.startup import load
 from jaxserve.errors import InputError
 from jaxserve.outputs import RequestOutput, add_delta
 from jaxserve.progress import ProgressBars
@@ -31,7 +36,7 @@ class LLM:
         config = EngineConfig.from_settings({"model": model} | settings)
         self._progress = progress
         with ProgressBars(enabled=progress) as bars:
-            self.engine = Engine(config, bars)
+            self.engine = Engine(load(config, bars))
         self._ids = itertools.count()
         self._boxes: dict[str, deque[RequestOutput]] = {}  # of each running request, what its caller has not taken yet
 
@@ -49,7 +54,7 @@ class LLM:
         run first. `InputError` if any prompt cannot be served, and then none has run.
         """
         prompts = [prompts] if isinstance(prompts, str | dict) else list(prompts)
-        ids = self._add(prompts, sampling_params, priority)
+        ids = self._add(prompts, sampling_params, priority, stream=False)
         outputs: dict[str, RequestOutput] = {}
         finished = 0
         with ProgressBars(enabled=self._progress) as bars:
@@ -62,7 +67,7 @@ class LLM:
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[RequestOutput]:
         """What each step adds to one prompt's completions, as it comes. Closing the iterator aborts the request."""
-        return self._deltas(self._add([prompt], sampling_params, 0))
+        return self._deltas(self._add([prompt], sampling_params, 0, stream=True))
 
     def chat(
         self,
@@ -86,6 +91,27 @@ class LLM:
     ) -> Prompt:
         """The prompt that `chat` makes of a conversation."""
         return {"prompt_token_ids": self.engine.inputs.render_chat(messages, tools=tools, **kwargs)}
+
+    @property
+    def state(self) -> nnx.State:
+        """The model's parameters, as they lie on the devices: the very arrays, not copies."""
+        return self.engine.runner.weights
+
+    def update_weights(self, state: nnx.State) -> None:
+        """Go on with the parameters `state`: a trainer's `nnx.state(model)`, with the structure of `self.state`.
+
+        Requests under way end on the old weights first, which this call waits for; none ever sees both. Nothing is
+        compiled again. Arrays of the served dtype that lie as those of `self.state` lie are shared, not copied, so
+        they must not be donated to another program; others are cast or moved. The prefix cache is emptied. `InputError`
+        if `state` does not belong to this model.
+        """
+        start = time.perf_counter()
+        self.engine.update_weights(state)
+        while self.engine.waits_for_new_weights:
+            for delta in self.engine.step():
+                self._boxes[delta.request_id].append(delta)
+        if self._progress:
+            print(f"weights updated in {time.perf_counter() - start:.3f} s", file=sys.stderr)
 
     def get_tokenizer(self) -> Any:
         """The `transformers` tokenizer, or None with `skip_tokenizer_init`."""
@@ -112,6 +138,8 @@ class LLM:
         prompts: Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         priority: int | Sequence[int],
+        *,
+        stream: bool,
     ) -> list[str]:
         """Queue all prompts, or none if one of them cannot be served."""
         params = _one_each(sampling_params or self.get_default_sampling_params(), len(prompts), "sampling_params")
@@ -119,7 +147,7 @@ class LLM:
         ids = [str(next(self._ids)) for _ in prompts]
         try:
             for request_id, prompt, settings, first in zip(ids, prompts, params, priorities, strict=True):
-                self.engine.add(prompt, settings, request_id=request_id, priority=first)
+                self.engine.add(prompt, settings, request_id=request_id, priority=first, stream=stream)
         except InputError:
             self._drop(ids)
             raise

@@ -3,7 +3,7 @@
 import dataclasses
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class Logprob:
     """One token's log-probability, its rank in the vocabulary (1 is the likeliest) and its text."""
 
@@ -15,7 +15,7 @@ class Logprob:
 Logprobs = dict[int, Logprob]  # of one position, by token id
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class CompletionOutput:
     """One completion, or what a step added to it. Once it ended, `finish_reason` is `"stop"` or `"length"`."""
 
@@ -40,16 +40,17 @@ class CompletionOutput:
         return self.finish_reason is not None
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class RequestMetrics:
     """Points in time of a request, in seconds of `time.perf_counter`; None until reached."""
 
     arrival_time: float
     first_token_time: float | None = None
     finished_time: float | None = None
+    num_cached_tokens: int = 0  # of the prompt, that the prefix cache spared the first completion
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class RequestOutput:
     """A request's completions so far, or, in a stream, what one step added to them."""
 
@@ -81,4 +82,5 @@ def add_delta(outputs: dict[str, RequestOutput], delta: RequestOutput) -> None:
     if delta.request_id in outputs:
         outputs[delta.request_id].extend(delta)
     else:
+        delta.outputs.sort(key=lambda output: output.index)
         outputs[delta.request_id] = delta

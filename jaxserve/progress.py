@@ -3,7 +3,21 @@
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+_IN_BYTES = {"weights"}  # stages whose progress is told in bytes
+
+
+class _DoneColumn(ProgressColumn):
+    """`3/16`, or gigabytes with their rate."""
+
+    def render(self, task: Task) -> Text:
+        total = task.total or 0
+        if task.description not in _IN_BYTES:
+            return Text(f"{task.completed:.0f}/{total:.0f}", style="progress.download")
+        rate = task.completed / task.elapsed / 1e9 if task.elapsed else 0
+        return Text(f"{task.completed / 1e9:.2f}/{total / 1e9:.2f} GB, {rate:.2f} GB/s", style="progress.download")
 
 
 class ProgressBars:
@@ -14,7 +28,7 @@ class ProgressBars:
         self._progress = Progress(
             TextColumn("{task.description:<9}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            _DoneColumn(),
             TimeElapsedColumn(),
             console=console,
             disable=not (enabled and console.is_terminal),

@@ -2,14 +2,18 @@
 
 import functools
 import logging
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 
+from pallas_kernels.native import library
+
 AUTO = "auto"  # the quickest that the device has and the shape allows
 MOSAIC_GPU = "mosaic_gpu"  # Pallas' Mosaic GPU, for Hopper
+NATIVE = "native"  # C++, for CPUs with AVX512-BF16
 XLA = "xla"  # plain XLA, for any device
-IMPLEMENTATIONS = (AUTO, MOSAIC_GPU, XLA)
+IMPLEMENTATIONS = (AUTO, MOSAIC_GPU, NATIVE, XLA)
 
 _log = logging.getLogger(__name__)
 
@@ -22,24 +26,30 @@ class Choice(NamedTuple):
     refused: bool = False  # the device has a kernel and the shape does not suit it
 
 
-def choose(wanted: str, refusal: str | None, device: jax.Device | None = None) -> Choice:
+def choose(wanted: str, refusals: Mapping[str, str | None], device: jax.Device | None = None) -> Choice:
     """What `wanted`, one of `IMPLEMENTATIONS`, comes to on `device`, JAX's first if it is left out.
 
-    `refusal` says why the Mosaic kernel does not take the shape at hand, None that it does. A `ValueError` says what is
-    wrong where it is asked for by name; `AUTO` takes XLA then.
+    `refusals` says why a kernel does not take the shape at hand, None that it does. A `ValueError` says what is wrong
+    where it is asked for by name; `AUTO` takes XLA then.
     """
     if wanted not in IMPLEMENTATIONS:
         raise ValueError(f"the implementation is {wanted!r}; give one of {', '.join(IMPLEMENTATIONS)}")
-    if wanted == MOSAIC_GPU and refusal is not None:
+    refusal = refusals.get(wanted) or (library.refusal() if wanted == NATIVE else None)
+    if refusal is not None:
         raise ValueError(refusal)
     if wanted != AUTO:
         return Choice(wanted, "asked for")
     device = device or jax.devices()[0]
-    if not is_hopper(device):
+    if device.platform == "cpu":
+        kernel, reason = NATIVE, "the CPU has AVX512-BF16"
+        if unavailable := library.refusal():
+            return Choice(XLA, unavailable)
+    elif is_hopper(device):
+        kernel, reason = MOSAIC_GPU, f"{device.device_kind} is a Hopper GPU"
+    else:
         return Choice(XLA, f"there is no kernel for {device.device_kind}")
-    if refusal is not None:
-        return Choice(XLA, refusal, refused=True)
-    return Choice(MOSAIC_GPU, f"{device.device_kind} is a Hopper GPU")
+    refusal = refusals.get(kernel)
+    return Choice(kernel, reason) if refusal is None else Choice(XLA, refusal, refused=True)
 
 
 def is_hopper(device: jax.Device) -> bool:

@@ -7,19 +7,20 @@ Pages hold what they are read as. Quantised ones will come with their scales, as
 import jax
 
 from pallas_kernels.attention_shape import AttentionShape
-from pallas_kernels.implementations import AUTO, MOSAIC_GPU, Choice, choose, log_once
+from pallas_kernels.implementations import AUTO, MOSAIC_GPU, NATIVE, Choice, choose, log_once
 from pallas_kernels.mosaic_gpu.refusals import refuse_decode, refuse_prefill
+from pallas_kernels.native import paged_attention as native
 from pallas_kernels.xla import paged_attention as xla
 
 
 def choose_decode(implementation: str, shape: AttentionShape, device: jax.Device | None = None) -> Choice:
     """What `paged_decode_attention` runs for `implementation`, and why. `ValueError` for what it does not take."""
-    return choose(implementation, refuse_decode(shape), device)
+    return choose(implementation, {MOSAIC_GPU: refuse_decode(shape), NATIVE: native.refuse(shape)}, device)
 
 
 def choose_prefill(implementation: str, shape: AttentionShape, device: jax.Device | None = None) -> Choice:
     """What `paged_prefill_attention` runs for `implementation`, and why. `ValueError` for what it does not take."""
-    return choose(implementation, refuse_prefill(shape), device)
+    return choose(implementation, {MOSAIC_GPU: refuse_prefill(shape), NATIVE: native.refuse(shape)}, device)
 
 
 def paged_decode_attention(
@@ -46,7 +47,7 @@ def paged_decode_attention(
     choice = choose_decode(implementation, _shape(q, k_pages, v_pages, window, sinks, queries=queries))
     if choice.refused:
         log_once(f"decode attention runs in XLA: {choice.reason}")
-    run = xla.paged_decode_attention
+    run = native.paged_decode_attention if choice.implementation == NATIVE else xla.paged_decode_attention
     if choice.implementation == MOSAIC_GPU:
         from pallas_kernels.mosaic_gpu.decode import paged_decode_attention as run  # on demand: it brings Pallas
     return run(q, k_pages, v_pages, page_table, lengths, scale=scale, window=window, soft_cap=soft_cap, sinks=sinks)
@@ -74,7 +75,7 @@ def paged_prefill_attention(
     choice = choose_prefill(implementation, _shape(q, k_pages, v_pages, window, sinks, tile_size=tile_size))
     if choice.refused:
         log_once(f"prefill attention runs in XLA: {choice.reason}")
-    run = xla.paged_prefill_attention
+    run = native.paged_prefill_attention if choice.implementation == NATIVE else xla.paged_prefill_attention
     if choice.implementation == MOSAIC_GPU:
         from pallas_kernels.mosaic_gpu.prefill import paged_prefill_attention as run
     return run(

@@ -2,18 +2,18 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from safetensors.numpy import save_file
 
-from jaxserve.checkpoint.safetensors_files import SINGLE_FILE, SafetensorsDirectory
+from jaxserve.checkpoint.fusing import Source, overlaps
+from jaxserve.checkpoint.placement import Plan, copy, place
+from jaxserve.checkpoint.safetensors_files import SINGLE_FILE, SafetensorsDirectory, write_file
 from jaxserve.errors import InputError
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.llama import LlamaForCausalLM
@@ -37,11 +37,16 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise InputError(f"{path} names no model_type; give the config.json of a HuggingFace model")
     architectures = given.get("architectures")
     if not set(architectures or ()) & set(ARCHITECTURES):
+        if "auto_map" in given:
+            raise InputError(
+                f"{path} wants code of its own to be run (auto_map), which never happens here; convert the checkpoint "
+                f"to one of the supported architectures, {', '.join(ARCHITECTURES)}"
+            )
         return given  # the registry refuses it by name
     from transformers import AutoConfig  # here, since its import takes seconds
 
     try:
-        settings = {name: value for name, value in given.items() if name != "model_type"}
+        settings = {name: value for name, value in given.items() if name not in ("model_type", "auto_map")}
         return AutoConfig.for_model(given["model_type"], **settings).to_dict() | {"architectures": architectures}
     except Exception as error:  # its checks raise errors of many kinds, some of several lines
         reason = " ".join(str(*error.args[:1]).split()).split(". ")[0].rstrip(".")
@@ -58,38 +63,30 @@ def load_weights(
     directory: Path,
     config: ModelConfig,
     mesh: Mesh,
-    dtype: jnp.dtype,
-    on_parameter: Callable[[int, int], None] = lambda done, total: None,
+    dtype: jnp.dtype | None,
+    on_bytes: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """The model of `directory` on `mesh`; each device's slices are read from the files and placed on it directly.
 
-    Raises `InputError` that names the file or the tensor with its expected and found shapes. `on_parameter` is told
-    how many parameters of how many are in place.
+    Without a `dtype`, every parameter keeps its tensors' own. Raises `InputError` that names the file or the tensor
+    with its expected and found shapes. `on_bytes` is told how many bytes of how many are in place.
     """
-    stored = nnx.to_flat_state(abstract_model(config, dtype)[1])
-    graph, state = abstract_model(config.over_tensor_axis(mesh.shape[TENSOR]), dtype)
-    placed = dict(nnx.to_flat_state(state))
+    graph, state = abstract_model(config, dtype or jnp.dtype(jnp.float32))
+    stored = nnx.to_flat_state(state)
+    if (on_mesh := config.over_tensor_axis(mesh.shape[TENSOR])) != config:
+        graph, state = abstract_model(on_mesh, dtype or jnp.dtype(jnp.float32))
+    targets = dict(nnx.to_flat_state(state))
     shardings = dict(nnx.to_flat_state(parameter_shardings(mesh, state)))
-    loaded, used = [], set()
-    with SafetensorsDirectory(directory) as files:
-        for path, variable in stored:
-            names = _hf_names(model_class(config), path)
-            used.update(names)
-            target = placed[path]
-            sources = [
-                _Source(
-                    files.tensor(name),
-                    name,
-                    _stored_rows(variable, index),
-                    target.get_metadata()["parts"][index],
-                    target.shape,
-                )
-                for index, name in enumerate(names)
-            ]
-            array = jax.make_array_from_callback(target.shape, shardings[path], _fuse(sources, target.shape, dtype))
-            loaded.append((path, target.replace(array)))
-            on_parameter(len(loaded), len(stored))
-        surplus = [name for name in files.names() if name not in used and not _DERIVED.search(name)]
+    files = SafetensorsDirectory(directory)
+    used, plans = set(), []
+    for path, variable in stored:
+        names = _hf_names(model_class(config), path)
+        used.update(names)
+        tensors = [files.tensor(name) for name in names]
+        sources = _sources(names, tensors, variable, targets[path])
+        kind = dtype or np.result_type(*(tensor.dtype for tensor in tensors))
+        plans.append(Plan(targets[path].shape, np.dtype(kind), shardings[path], sources))
+    surplus = [name for name in files.names() if name not in used and not _DERIVED.search(name)]
     if config.tie_word_embeddings:
         surplus = [name for name in surplus if name != "lm_head.weight"]  # some writers repeat the tied table
     if surplus:
@@ -97,27 +94,38 @@ def load_weights(
             f"{directory} holds {surplus[0]!r}, first of {len(surplus)} that {config.architecture} has no place for; "
             "its config.json and its weights do not belong together"
         )
-    return graph, nnx.from_flat_state(loaded)
-
-
-def save_weights(model: LlamaForCausalLM, directory: Path, dtype: jnp.dtype = jnp.bfloat16) -> None:
-    """Write `model`'s parameters to `directory`/model.safetensors under HuggingFace's names."""
-    tensors = {}
-    for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        parts = variable.get_metadata()["parts"]
-        names = _hf_names(type(model), path)
-        rows = np.asarray(variable[...].astype(dtype))
-        if len(parts) == 1:
-            tensors[names[0]] = rows[: parts[0]]
-            continue
-        blocks = rows.reshape(-1, sum(parts), *rows.shape[1:])
-        for name, piece in zip(names, np.split(blocks, np.cumsum(parts)[:-1], axis=1), strict=True):
-            tensors[name] = piece.reshape(-1, *rows.shape[1:])
-    save_file(
-        {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()},
-        directory / SINGLE_FILE,
-        {"format": "pt"},
+    arrays = place(plans, on_bytes)
+    return graph, nnx.from_flat_state(
+        [(path, targets[path].replace(array)) for (path, _), array in zip(stored, arrays, strict=True)]
     )
+
+
+def save_weights(model: LlamaForCausalLM, directory: Path, dtype: jnp.dtype | None = jnp.bfloat16) -> None:
+    """Write `model`'s parameters to `directory`/model.safetensors under HuggingFace's names.
+
+    Without a `dtype`, each keeps its own. KV heads that stand on a mesh several times are written once. `InputError`
+    if the file cannot be written, and then there is none.
+    """
+    parameters = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
+    stored = nnx.to_flat_state(abstract_model(model.config.stored, jnp.dtype(jnp.float32))[1])
+    names = {path: _hf_names(type(model), path) for path, _ in stored}
+    kinds = {path: np.dtype(dtype or parameters[path].dtype) for path, _ in stored}
+    shapes = {
+        name: (kinds[path], shape)
+        for path, variable in stored
+        for name, shape in zip(names[path], _stored_shapes(variable, len(names[path])), strict=True)
+    }
+
+    def tensors() -> Iterator[np.ndarray]:
+        for path, variable in stored:
+            fused = np.asarray(parameters[path][...])
+            found = [np.empty(shapes[name][1], shapes[name][0]) for name in names[path]]
+            sources = _sources(names[path], found, variable, parameters[path])
+            for _, part, rows in overlaps(sources, fused.shape, (slice(None),) * fused.ndim, fused):
+                copy(rows, part)
+            yield from found
+
+    write_file(directory / SINGLE_FILE, shapes, tensors())
 
 
 def _hf_names(model: type[LlamaForCausalLM], path: tuple) -> list[str]:
@@ -128,55 +136,28 @@ def _hf_names(model: type[LlamaForCausalLM], path: tuple) -> list[str]:
     return [f"{name.format(*numbers)}.{leaf}" for name in model.HF_NAMES[pattern]]
 
 
-def _stored_rows(variable: nnx.Variable, part: int) -> int:
-    """How many rows a checkpoint's tensor has that is part `part` of `variable`."""
-    parts = variable.get_metadata()["parts"]
-    blocks = variable.shape[0] // sum(parts) if len(parts) > 1 else 1
-    return blocks * parts[part]
+def _stored_shapes(stored: nnx.Variable, count: int) -> list[tuple[int, ...]]:
+    """The shapes of the `count` tensors that make up a parameter; one alone has all parts, one after the other."""
+    parts = stored.get_metadata()["parts"]
+    blocks = stored.shape[0] // sum(parts) if len(parts) > 1 else 1
+    rows = [blocks * part for part in parts]
+    return [(height, *stored.shape[1:]) for height in ([sum(rows)] if count == 1 else rows)]
 
 
-class _Source:
-    """One tensor of a checkpoint as a part of a fused parameter: `part` rows of every block.
+def _sources(names: list[str], tensors: list[np.ndarray], stored: nnx.Variable, target: nnx.Variable) -> list[Source]:
+    """The tensors as the parts of `target`, after a check of their shapes against `stored`, the parameter unrepeated.
 
-    KV heads may be fewer in the checkpoint than on the mesh; each is then repeated in neighbouring blocks.
+    One tensor for several parts has them fused already, one after the other.
     """
-
-    def __init__(self, tensor: Any, name: str, stored_rows: int, part: int, fused_shape: tuple[int, ...]):
-        found, expected = list(tensor.get_shape()), [stored_rows, *fused_shape[1:]]
-        if found != expected:
+    for name, tensor, expected in zip(names, tensors, _stored_shapes(stored, len(names)), strict=True):
+        if tensor.shape != expected:
             raise InputError(
-                f"tensor {name!r} has shape {found}, and by config.json it is {expected}; they do not belong together"
+                f"tensor {name!r} has shape {list(tensor.shape)}, and by config.json it is {list(expected)}; "
+                "they do not belong together"
             )
-        self._tensor = tensor
-        self._stored_rows = stored_rows
-        self.part = part
-
-    def blocks(self, first: int, last: int, total: int, rest: tuple[slice, ...]) -> np.ndarray:
-        """Blocks `first` to `last` of `total`: `[last - first, part, ...]`."""
-        repeats = total * self.part // self._stored_rows
-        low, high = first // repeats, -(-last // repeats)
-        rows = self._tensor[(slice(low * self.part, high * self.part), *rest)]
-        blocks = rows.reshape(high - low, self.part, *rows.shape[1:])
-        return np.repeat(blocks, repeats, axis=0)[first - low * repeats : last - low * repeats]
-
-    def rows(self, start: int, stop: int, rest: tuple[slice, ...]) -> np.ndarray:
-        """Rows `start` to `stop`, zeros where the checkpoint has none (a padded vocabulary)."""
-        found = self._tensor[(slice(min(start, self._stored_rows - 1), min(stop, self._stored_rows)), *rest)]
-        found = found if start < self._stored_rows else found[:0]
-        missing = stop - start - len(found)
-        return np.pad(found, ((0, missing), *((0, 0),) * (found.ndim - 1))) if missing else found
-
-
-def _fuse(sources: list[_Source], shape: tuple[int, ...], dtype: jnp.dtype) -> Callable[[Any], np.ndarray]:
-    """A function that reads any index of the fused parameter from the sources that it is made of."""
-    block_rows = sum(source.part for source in sources)
-
-    def read(index: tuple[slice, ...]) -> np.ndarray:
-        start, stop, _ = index[0].indices(shape[0])
-        if len(sources) == 1:
-            return sources[0].rows(start, stop, index[1:]).astype(dtype)
-        first, last, total = start // block_rows, stop // block_rows, shape[0] // block_rows
-        blocks = np.concatenate([source.blocks(first, last, total, index[1:]) for source in sources], axis=1)
-        return blocks.reshape(stop - start, *blocks.shape[2:]).astype(dtype)
-
-    return read
+    parts = target.get_metadata()["parts"]
+    if len(names) < len(parts):
+        own = stored.get_metadata()["parts"]
+        rows = [len(tensors[0]) * part // sum(own) for part in own]
+        names, tensors = names * len(parts), np.split(tensors[0], np.cumsum(rows)[:-1])
+    return [Source(*source) for source in zip(names, tensors, parts, strict=True)]

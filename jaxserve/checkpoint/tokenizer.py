@@ -14,7 +14,7 @@ def load_tokenizer(directory: Path) -> Any:
     from transformers import AutoTokenizer  # here, since its import takes seconds
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(

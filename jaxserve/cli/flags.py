@@ -60,6 +60,9 @@ class Flags:
     def without(self, *names: str) -> "Flags":
         return dataclasses.replace(self, left_out=self.left_out.union(names))
 
+    def only(self, *names: str) -> "Flags":
+        return self.without(*{field.name for field in self.fields}.difference(names))
+
     @property
     def fields(self) -> list[dataclasses.Field]:
         return [field for field in dataclasses.fields(self.settings) if field.name not in self.left_out]

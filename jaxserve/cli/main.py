@@ -14,8 +14,12 @@ COMMANDS = {
     "generate": ("jaxserve.cli.generate", "complete prompts, all in one batch"),
     "chat": ("jaxserve.cli.chat", "talk to a model in the terminal"),
     "serve": ("jaxserve.cli.serve", "answer OpenAI's API over HTTP"),
+    "convert": ("jaxserve.cli.convert", "HuggingFace directories to Orbax checkpoints, and back"),
     "bench throughput": ("jaxserve.cli.bench.throughput", "many requests at once: tokens per second"),
     "bench latency": ("jaxserve.cli.bench.latency", "one batch again and again: time to first token and per token"),
+    "bench load": ("jaxserve.cli.bench.load", "a checkpoint onto the devices: bytes per second and memory"),
+    "bench host": ("jaxserve.cli.bench.host", "what a decode step costs beside the device's work"),
+    "bench simulate": ("jaxserve.cli.bench.simulate", "a long trace on a simulated device, to compare settings"),
     "env": ("jaxserve.cli.env", "show versions, devices and the CPU's features"),
 }
 

@@ -6,6 +6,7 @@ from jaxserve.engine.request import Request
 from jaxserve.engine.scheduler import Chunk, Decode, Prefill
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.step_batch import DecodeArrays, Needs, PrefillArrays, SamplingRows, StepBatch, VocabRow
+from jaxserve.sampling_params import SamplingParams
 from pallas_kernels.xla.tiles import prefill_tiles
 
 
@@ -44,24 +45,19 @@ class StepBatchBuilder:
             arrays.lengths[row] = stop
             arrays.page_table[row, : len(request.pages)] = request.pages
             _fill_sampling(arrays.sampling, row, request)
-            needs |= _needs(request)
+            needs |= Needs(request.needs)
             if request.params.prompt_logprobs is not None:
                 needs |= Needs.PROMPT_LOGPROBS
-            if chunk.start == 0 and _keeps_vocab_row(request):
+            if chunk.first and _keeps_vocab_row(request.params):
                 vocab_rows.append(self._vocab_row(request))
         return StepBatch(arrays._replace(needs=np.int32(needs)), vocab_rows, len(chunks))
 
     def _decode(self, step: Decode) -> StepBatch:
-        size = self._buckets.decode_for(len(step.requests))
-        count = len(step.requests)
-        arrays = DecodeArrays.padding(size, max_num_seqs=self._buckets.max_num_seqs)
-        arrays.slots[:count] = [request.slot for request in step.requests]
-        arrays.positions[:count] = [request.num_computed - 1 for request in step.requests]
-        arrays.new_pages[:count] = [-1 if page is None else page for page in step.new_pages]
-        needs = Needs(0)
-        for request in step.requests:
-            needs |= _needs(request)
-        return StepBatch(arrays._replace(needs=np.int32(needs)), [], count)
+        count = len(step.slots)
+        arrays = DecodeArrays.padding(self._buckets.decode_for(count), max_num_seqs=self._buckets.max_num_seqs)
+        for name in ("slots", "positions", "counts", "new_pages"):
+            getattr(arrays, name)[:count] = getattr(step, name)
+        return StepBatch(arrays._replace(steps=np.int32(step.steps), needs=np.int32(step.needs)), [], count)
 
     def _vocab_row(self, request: Request) -> VocabRow:
         prompt_tokens = np.zeros(self._vocab_size, bool)
@@ -73,19 +69,19 @@ class StepBatchBuilder:
         return VocabRow(np.int32(request.slot), prompt_tokens, counts, bias)
 
 
-def _keeps_vocab_row(request: Request) -> bool:
-    params = request.params
+def _keeps_vocab_row(params: SamplingParams) -> bool:
     penalised = params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
     return penalised or bool(params.logit_bias)
 
 
-def _needs(request: Request) -> Needs:
-    params, needs = request.params, Needs(0)
+def sampling_needs(params: SamplingParams) -> Needs:
+    """What a step has to do for a row with these settings."""
+    needs = Needs(0)
     if params.temperature > 0:
         needs |= Needs.RANDOM
         if params.top_k or params.top_p < 1 or params.min_p > 0:
             needs |= Needs.FILTER
-    if _keeps_vocab_row(request) or params.min_tokens:
+    if _keeps_vocab_row(params) or params.min_tokens:
         needs |= Needs.ADJUST
     if params.logprobs is not None:
         needs |= Needs.LOGPROBS

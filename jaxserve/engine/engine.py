@@ -1,22 +1,26 @@
 """Requests in, tokens out: the loop that ties scheduler, runner and text together."""
 
 import dataclasses
+import gc
 import itertools
 import random
 import time
 from collections.abc import Callable
 
-from jaxserve.config import EngineConfig
-from jaxserve.engine.batch_builder import StepBatchBuilder
+from flax import nnx
+
+from jaxserve.checkpoint.exchange import Handover
+from jaxserve.engine.batch_builder import StepBatchBuilder, sampling_needs
 from jaxserve.engine.detokenizer import TextStream
 from jaxserve.engine.input_processor import InputProcessor, Prompt
-from jaxserve.engine.page_pool import PagePool
+from jaxserve.engine.pace import Pace
+from jaxserve.engine.page_pool import PagePool, root_key
 from jaxserve.engine.request import Request, State
 from jaxserve.engine.scheduler import Chunk, Decode, Prefill, Scheduler
-from jaxserve.engine.startup import Loaded, OnProgress, load
+from jaxserve.engine.startup import Loaded
 from jaxserve.errors import InputError
 from jaxserve.outputs import CompletionOutput, Logprob, Logprobs, RequestMetrics, RequestOutput
-from jaxserve.runner.step_batch import LogprobRows, StepBatch, StepResult
+from jaxserve.runner.step_batch import DecodeArrays, LogprobRows, Needs, StepBatch, StepResult
 from jaxserve.sampling_params import SamplingParams
 
 
@@ -35,6 +39,10 @@ class _Group:
     def finished(self) -> bool:
         return all(request.state is State.FINISHED for request in self.requests)
 
+    def note_first_token(self, now: float, num_cached: int) -> None:
+        if self.metrics.first_token_time is None:
+            self.metrics.first_token_time, self.metrics.num_cached_tokens = now, num_cached
+
 
 @dataclasses.dataclass(eq=False)
 class _Live:
@@ -43,6 +51,9 @@ class _Live:
     group: _Group
     index: int
     text: TextStream | None
+    stream: bool  # whether the caller is given each step's tokens
+    each_step: bool  # whether tokens have to be looked at as they come: to be given out, for stop strings and the like
+    added: CompletionOutput  # what the caller has not been given yet
 
 
 @dataclasses.dataclass
@@ -52,55 +63,84 @@ class _Dispatched:
     step: Prefill | Decode
     batch: StepBatch
     result: StepResult
+    at: float
 
 
 class Engine:
     """Serves requests on one model. Not thread-safe: one thread adds, steps and aborts.
 
     `step` dispatches a step before it reads the tokens of the one before, so that the host's work costs the device no
-    time. A sequence that turns out to have ended has one surplus token under way, which is dropped.
+    time. A sequence that turns out to have ended has surplus tokens under way, which are dropped.
     """
 
-    def __init__(self, config: EngineConfig, on_progress: OnProgress = lambda stage, done, total: None):
-        loaded: Loaded = load(config, on_progress)
-        self.config, self.model_config = loaded.config, loaded.model_config
+    def __init__(self, loaded: Loaded, clock: Callable[[], float] = time.perf_counter):
+        config = loaded.config
+        self.config, self.model_config = config, loaded.model_config
         self.tokenizer, self.sampling_defaults = loaded.tokenizer, loaded.sampling_defaults
         self.startup_seconds, self.attention = loaded.seconds, loaded.attention
         self.inputs = InputProcessor(
             loaded.tokenizer,
             vocab_size=loaded.model_config.vocab_size,
-            max_model_len=loaded.config.max_model_len,
-            max_logprobs=min(loaded.config.max_logprobs, loaded.model_config.vocab_size),
+            max_model_len=config.max_model_len,
+            max_logprobs=min(config.max_logprobs, loaded.model_config.vocab_size),
             eos_token_ids=loaded.eos_token_ids,
         )
         self.runner = loaded.runner
-        self.pool = PagePool(loaded.config.num_pages)
+        self.pool = PagePool(config.num_pages)
+        self._pace = Pace(
+            loaded.buckets,
+            max_decode_steps=config.max_decode_steps,
+            max_itl=None if config.max_itl_ms is None else config.max_itl_ms / 1000,
+            burst=config.decode_burst_ms / 1000,
+        )
         self.scheduler = Scheduler(
             self.pool,
-            max_num_seqs=loaded.config.max_num_seqs,
-            max_num_batched_tokens=loaded.config.max_num_batched_tokens,
+            max_num_seqs=config.max_num_seqs,
             max_prefill_seqs=loaded.buckets.max_prefill_rows,
-            page_size=loaded.config.page_size,
+            page_size=config.page_size,
+            prefill_budget=self._pace.prefill_budget,
+            decode_steps=self._pace.decode_steps,
         )
         self.builder = StepBatchBuilder(
-            loaded.buckets, vocab_size=loaded.model_config.vocab_size, page_size=loaded.config.page_size
+            loaded.buckets, vocab_size=loaded.model_config.vocab_size, page_size=config.page_size
         )
         self._live: dict[Request, _Live] = {}
         self._groups: dict[str, _Group] = {}
         self._dispatched: _Dispatched | None = None
+        self._new_weights: list[Handover] | None = None  # they wait for the requests that came before them
+        self._held: list[Request] = []  # which wait for those weights
+        self._clock, self._collected_at = clock, 0.0
         self.on_step: Callable[[StepBatch], None] | None = None  # told of each step once its tokens are on the host
         self._arrivals = itertools.count()
-        self._seeds = random.Random(loaded.config.seed)
+        self._seeds = random.Random(config.seed)
+        # What start-up has made stays; without this every collection would walk all of it, in the midst of a step.
+        gc.collect()
+        gc.freeze()
 
     # Requests
 
-    def add(self, prompt: Prompt, params: SamplingParams, *, request_id: str, priority: int = 0) -> None:
-        """Queue a request; `InputError` if it cannot be served, and then nothing has changed."""
+    def add(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        request_id: str,
+        priority: int = 0,
+        cache_salt: str = "",
+        stream: bool = True,
+    ) -> None:
+        """Queue a request; `InputError` if it cannot be served, and then nothing has changed.
+
+        Requests share cached prefixes only with those of the same `cache_salt`. Without `stream`, nothing is given out
+        before a completion ends.
+        """
         if request_id in self._groups:
             raise InputError(f"there is a running request with the id {request_id!r}; give another")
         checked = self.inputs.check(prompt, params)
         seed = params.seed if params.seed is not None else self._seeds.getrandbits(63)
-        group = _Group(request_id, checked.prompt, checked.prompt_token_ids, RequestMetrics(time.perf_counter()))
+        group = _Group(request_id, checked.prompt, checked.prompt_token_ids, RequestMetrics(self._clock()))
+        # Log-probabilities of a prompt need all of it computed.
+        cached = self.config.enable_prefix_caching and params.prompt_logprobs is None
         for index in range(params.n):
             request = Request(
                 request_id,
@@ -111,10 +151,22 @@ class Engine:
                 arrival=next(self._arrivals),
                 priority=priority,
                 stop_token_ids=checked.stop_token_ids,
+                needs=int(sampling_needs(params)),
+                cache_salt=root_key(cache_salt) if cached else None,
             )
             group.requests.append(request)
-            self._live[request] = _Live(group, index, self._text_stream(checked.prompt_token_ids, params))
-            self.scheduler.add(request)
+            self._live[request] = _Live(
+                group,
+                index,
+                self._text_stream(checked.prompt_token_ids, params),
+                stream,
+                each_step=stream or bool(params.stop) or params.logprobs is not None,
+                added=CompletionOutput(index),
+            )
+            if self._new_weights is None:
+                self.scheduler.add(request)
+            else:
+                self._held.append(request)
         self._groups[request_id] = group
 
     def abort(self, request_id: str) -> None:
@@ -122,16 +174,47 @@ class Engine:
         group = self._groups.pop(request_id, None)
         for request in group.requests if group else ():
             self._live.pop(request, None)
-            self.scheduler.finish(request)
+            if request in self._held:
+                self._held.remove(request)
+            else:
+                self.scheduler.finish(request)
 
     @property
     def has_unfinished(self) -> bool:
         return bool(self._groups)
 
+    # Weights
+
+    def update_weights(self, state: nnx.State) -> None:
+        """Serve with the parameters `state` as soon as the requests that are here now have ended.
+
+        Those end on the weights that they began with; requests that come from now on wait for the new ones. So none
+        ever sees both, and nothing is computed twice. `InputError` if `state` does not belong to this model; nothing
+        has changed then. A second call before that replaces the first.
+        """
+        self._new_weights = self.runner.check_weights(state)
+        self._update_weights()
+
+    @property
+    def waits_for_new_weights(self) -> bool:
+        return self._new_weights is not None
+
+    def _update_weights(self) -> None:
+        """Put the new weights in place, if no request still needs the old ones."""
+        if self._new_weights is None or self.scheduler.num_running or self.scheduler.num_waiting:
+            return
+        new, self._new_weights = self._new_weights, None
+        self.runner.update_weights(new)
+        self.pool.forget()  # what the prefix cache holds was computed with the old weights
+        for request in self._held:
+            self.scheduler.add(request)
+        self._held.clear()
+
     # Steps
 
     def step(self) -> list[RequestOutput]:
         """Dispatch the next step and return what the one before it added, a delta for each request that grew."""
+        self._update_weights()
         step = self.scheduler.schedule()
         before, self._dispatched = self._dispatched, self._dispatch(step) if step else None
         return self._collect(before) if before else []
@@ -145,71 +228,119 @@ class Engine:
 
     def _dispatch(self, step: Prefill | Decode) -> _Dispatched:
         batch = self.builder.build(step)
-        return _Dispatched(step, batch, self.runner.dispatch(batch))
+        return _Dispatched(step, batch, self.runner.dispatch(batch), self._clock())
 
     def _collect(self, dispatched: _Dispatched) -> list[RequestOutput]:
         step = dispatched.step
-        requests = [chunk.request for chunk in step.chunks] if isinstance(step, Prefill) else step.requests
+        chunks = step.chunks if isinstance(step, Prefill) else []
         result = self.runner.collect(
             dispatched.result,
-            logprobs=any(request.params.logprobs is not None for request in requests),
-            prompt_logprobs=any(request.params.prompt_logprobs is not None for request in requests),
+            logprobs=bool(dispatched.batch.arrays.needs & Needs.LOGPROBS),
+            prompt_logprobs=bool(dispatched.batch.arrays.needs & Needs.PROMPT_LOGPROBS),
         )
-        if self.on_step:
-            self.on_step(dispatched.batch)
-        if isinstance(step, Prefill) and result.prompt_logprobs:
-            self._take_prompt_logprobs(step.chunks, result.prompt_logprobs)
+        self._observe(dispatched)
+        if chunks and result.prompt_logprobs:
+            self._take_prompt_logprobs(chunks, result.prompt_logprobs)
         deltas: dict[_Group, RequestOutput] = {}
-        for row, request in enumerate(requests):
-            if isinstance(step, Prefill) and not step.chunks[row].samples:
-                continue
-            request.in_flight -= 1
-            if request.state is not State.FINISHED:  # it may have ended, or been aborted, while this step ran
-                self._take_token(request, row, int(result.token_ids[row]), result.logprobs, deltas)
+        if isinstance(step, Prefill):
+            for row, (chunk, token) in enumerate(zip(chunks, result.token_ids.tolist(), strict=False)):
+                # It may have ended, or been aborted, while this step ran.
+                if chunk.samples and chunk.request.state is not State.FINISHED:
+                    self._take_tokens(chunk.request, [token], row, result.logprobs, deltas)
+        else:
+            tokens = result.token_ids[: step.steps, : len(step.requests)].T.tolist()
+            rows = zip(step.requests, step.counts.tolist(), tokens, strict=True)
+            for row, (request, count, new) in enumerate(rows):
+                if request.state is not State.FINISHED:
+                    self._take_tokens(request, new if count == len(new) else new[:count], row, result.logprobs, deltas)
         return list(deltas.values())
 
-    def _take_token(
-        self, request: Request, row: int, token: int, logprobs: LogprobRows | None, deltas: dict[_Group, RequestOutput]
-    ) -> None:
-        live, params = self._live[request], request.params
-        group = live.group
-        request.output_token_ids.append(token)
-        added = CompletionOutput(live.index, token_ids=[token])
-        if params.logprobs is not None and logprobs is not None:
-            added.logprobs = [self._logprobs(logprobs, row, token, params.logprobs)]
-            added.cumulative_logprob = added.logprobs[0][token].logprob
-        self._extend_text(request, live, token, added)
-        group.metrics.first_token_time = group.metrics.first_token_time or time.perf_counter()
-        delta = deltas.setdefault(
-            group, RequestOutput(group.request_id, group.prompt, group.prompt_token_ids, [], group.metrics)
-        )
-        delta.outputs.append(added)
-        if live.index == 0:  # whose they are, so that they are whole
-            delta.prompt_logprobs, group.prompt_logprobs = group.prompt_logprobs or None, []
-        if added.finish_reason:
-            self.scheduler.finish(request)
-            del self._live[request]
-            if group.finished:
-                del self._groups[group.request_id]
-                group.metrics.finished_time = time.perf_counter()
-                delta.finished = True
+    def _observe(self, dispatched: _Dispatched) -> None:
+        """Note how long the device had the step: since it was dispatched, or since the one before it was done."""
+        now = self._clock()
+        seconds = now - max(dispatched.at, self._collected_at)
+        self._collected_at = now
+        arrays = dispatched.batch.arrays
+        if isinstance(arrays, DecodeArrays):
+            self._pace.observe_decode(len(arrays.slots), int(arrays.steps), seconds)
+        else:
+            self._pace.observe_prefill(len(arrays.token_ids), seconds)
+        if self.on_step:
+            self.on_step(dispatched.batch)
 
-    def _extend_text(self, request: Request, live: _Live, token: int, added: CompletionOutput) -> None:
-        """Put the token's text into `added`, and why the completion ends with it, if it does."""
-        count = len(request.output_token_ids)
+    def _take_tokens(
+        self,
+        request: Request,
+        new: list[int],
+        row: int,
+        logprobs: LogprobRows | None,
+        deltas: dict[_Group, RequestOutput],
+    ) -> None:
+        """Append a sequence's new tokens, up to one that ends it."""
+        live, output = self._live[request], request.output_token_ids
+        if not output:
+            live.group.note_first_token(self._clock(), request.num_cached)
+        for token in new:
+            output.append(token)
+            if live.each_step:
+                self._look_at(request, live, token, len(output), row, logprobs)
+            elif token in request.stop_token_ids or len(output) >= request.max_tokens:
+                for count, earlier in enumerate(output, 1):
+                    self._look_at(request, live, earlier, count, row, None)
+            if live.added.finish_reason:
+                self._finish(request, live, deltas)
+                return
+        if live.stream:
+            self._give_out(live, deltas)
+
+    def _look_at(
+        self, request: Request, live: _Live, token: int, count: int, row: int, logprobs: LogprobRows | None
+    ) -> None:
+        """Add the completion's `count`-th token to what its caller gets next, and why it ends with it, if it does."""
+        added, params = live.added, request.params
+        added.token_ids.append(token)
+        if logprobs is not None and params.logprobs is not None:
+            found = self._logprobs(logprobs, row, token, params.logprobs)
+            added.logprobs = [*(added.logprobs or []), found]
+            added.cumulative_logprob = (added.cumulative_logprob or 0.0) + found[token].logprob
         if token in request.stop_token_ids:
             added.finish_reason = "stop"
-            added.stop_reason = token if token in request.params.stop_token_ids else None
-            added.text = live.text.flush() if live.text else ""
+            added.stop_reason = token if token in params.stop_token_ids else None
+            added.text += live.text.flush() if live.text else ""
             return
         if live.text:
-            added.text, stop = live.text.push(token, may_stop=count > request.params.min_tokens)
+            text, stop = live.text.push(token, may_stop=count > params.min_tokens)
+            added.text += text
             if stop is not None:
                 added.finish_reason, added.stop_reason = "stop", stop
                 return
         if count >= request.max_tokens:
             added.finish_reason = "length"
             added.text += live.text.flush() if live.text else ""
+
+    def _finish(self, request: Request, live: _Live, deltas: dict[_Group, RequestOutput]) -> None:
+        group = live.group
+        self.scheduler.finish(request)
+        del self._live[request]
+        delta = self._give_out(live, deltas)
+        if group.finished:
+            del self._groups[group.request_id]
+            group.metrics.finished_time = self._clock()
+            delta.finished = True
+
+    @staticmethod
+    def _give_out(live: _Live, deltas: dict[_Group, RequestOutput]) -> RequestOutput:
+        """Put what was added into the delta of its request."""
+        group = live.group
+        delta = deltas.get(group)
+        if delta is None:
+            delta = RequestOutput(group.request_id, group.prompt, group.prompt_token_ids, [], group.metrics)
+            deltas[group] = delta
+        delta.outputs.append(live.added)
+        live.added = CompletionOutput(live.index)
+        if live.index == 0 and group.prompt_logprobs:  # whose they are, so that they are whole
+            delta.prompt_logprobs, group.prompt_logprobs = group.prompt_logprobs, []
+        return delta
 
     def _text_stream(self, prompt_token_ids: list[int], params: SamplingParams) -> TextStream | None:
         if self.tokenizer is None or not params.detokenize:

@@ -1,29 +1,125 @@
-"""Which pages of the device's page pool are free. Plain numbers; the pages themselves are the runner's."""
+"""Which pages of the device's page pool are free, held or cached. Plain numbers; the pages themselves are the runner's.
+
+A page whose positions are all computed can be given its key, which stands for every token up to its end. It is then
+found again by whoever needs the same prefix: at once by others beside its holder, and after that until the space is
+wanted for something else, least recently used first.
+"""
+
+import hashlib
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+Key = bytes
+
+
+def root_key(salt: str) -> Key:
+    """What the first page's key is made from: contents of different salts are never found for one another."""
+    return hashlib.blake2b(salt.encode(), digest_size=16).digest() if salt else b""
+
+
+def page_keys(token_ids: Sequence[int], page_size: int, before: Key = b"") -> list[Key]:
+    """The keys of the full pages that `token_ids` fill, each a hash of all tokens up to the page's end.
+
+    `before` is the key of the page before the first token, or whatever else tells contents of equal tokens apart.
+    """
+    keys = []
+    for start in range(0, len(token_ids) - page_size + 1, page_size):
+        page = array("i", token_ids[start : start + page_size]).tobytes()
+        before = hashlib.blake2b(before + page, digest_size=16).digest()
+        keys.append(before)
+    return keys
 
 
 class PagePool:
-    """Hands out page numbers. After any history, free and held pages together are all pages."""
+    """Hands out page numbers. After any history, free, held and cached pages together are all pages.
+
+    A held page has one holder or more; a cached page has a key and no holder.
+    """
 
     def __init__(self, num_pages: int):
         self.num_pages = num_pages
         self._free = list(range(num_pages - 1, -1, -1))
-        self._held: set[int] = set()
+        self._holders = [0] * num_pages
+        self._cached: OrderedDict[int, None] = OrderedDict()  # the least recently used first
+        self._keys: dict[int, Key] = {}
+        self._pages: dict[Key, int] = {}
 
     @property
-    def num_free(self) -> int:
-        return len(self._free)
+    def num_available(self) -> int:
+        """Pages that `take` can give: free ones, and cached ones that it would overwrite."""
+        return len(self._free) + len(self._cached)
+
+    @property
+    def num_cached(self) -> int:
+        return len(self._cached)
+
+    @property
+    def num_held(self) -> int:
+        return self.num_pages - self.num_available
 
     def take(self, count: int) -> list[int]:
-        """`count` pages, or `ValueError` if fewer are free."""
-        if count > len(self._free):
-            raise ValueError(f"{count} pages wanted and {len(self._free)} free")
-        pages = [self._free.pop() for _ in range(count)]
-        self._held.update(pages)
+        """`count` pages for a first holder, or `ValueError` if fewer are available."""
+        if count > self.num_available:
+            raise ValueError(f"{count} pages wanted and {self.num_available} available")
+        pages = []
+        for _ in range(count):
+            page = self._free.pop() if self._free else self._evict()
+            self._holders[page] = 1
+            pages.append(page)
         return pages
 
-    def give_back(self, pages: list[int]) -> None:
-        """Free `pages`; `ValueError` for one that is not held, and then none is freed."""
-        if not self._held.issuperset(pages) or len(set(pages)) != len(pages):
-            raise ValueError(f"pages {sorted(set(pages) - self._held)} are not held")
-        self._held.difference_update(pages)
-        self._free.extend(reversed(pages))
+    def give_back(self, pages: Sequence[int]) -> None:
+        """Let go of `pages`, the first of a sequence first; `ValueError` for one that is not held, and then none is."""
+        if len(set(pages)) != len(pages) or not all(self._holders[page] for page in pages):
+            raise ValueError(f"pages {[page for page in pages if not self._holders[page]]} are not held")
+        # The last pages of a sequence are of use only with the ones before them, so they go first.
+        for page in reversed(pages):
+            self._holders[page] -= 1
+            if self._holders[page]:
+                continue
+            if page in self._keys:
+                self._cached[page] = None
+            else:
+                self._free.append(page)
+
+    # The prefix cache
+
+    def name(self, pages: Iterable[int], keys: Iterable[Key]) -> None:
+        """Let held pages be found by their keys. Of two pages of the same content the first named is kept."""
+        for page, key in zip(pages, keys, strict=True):
+            if key not in self._pages and page not in self._keys:
+                self._pages[key] = page
+                self._keys[page] = key
+
+    def find(self, keys: Iterable[Key]) -> list[int]:
+        """The pages of the longest run of `keys`, from the first on, that are known."""
+        pages = []
+        for key in keys:
+            page = self._pages.get(key)
+            if page is None:
+                break
+            pages.append(page)
+        return pages
+
+    def num_available_beside(self, pages: Iterable[int]) -> int:
+        """What `take` could give after `share(pages)`."""
+        return self.num_available - sum(page in self._cached for page in pages)
+
+    def share(self, pages: Iterable[int]) -> None:
+        """Become one more holder of `pages` that `find` has found."""
+        for page in pages:
+            self._holders[page] += 1
+            self._cached.pop(page, None)
+
+    def forget(self) -> None:
+        """Make every page unknown: its content is no longer what its key says."""
+        self._free += self._cached
+        self._cached.clear()
+        self._keys.clear()
+        self._pages.clear()
+
+    def _evict(self) -> int:
+        page, _ = self._cached.popitem(last=False)
+        del self._pages[self._keys.pop(page)]
+        return page

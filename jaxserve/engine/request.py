@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 
+from jaxserve.engine.page_pool import Key, page_keys
 from jaxserve.sampling_params import SamplingParams
 
 
@@ -16,8 +17,7 @@ class State(enum.Enum):
 class Request:
     """One prompt that grows by one completion. Requests with `n` above 1 are that many of these.
 
-    The engine runs one step ahead, so the newest token may still be on the device: `in_flight` counts it, and its
-    value is known once the step has been collected.
+    While it decodes, how far it has come stands in the scheduler's arrays; here are the tokens that the host has seen.
     """
 
     request_id: str
@@ -28,22 +28,21 @@ class Request:
     arrival: int  # a running number
     priority: int = 0  # lower runs first
     stop_token_ids: frozenset[int] = frozenset()  # end-of-sequence ids included, unless ignored
+    needs: int = 0  # what of sampling it needs: a `Needs` value
+    cache_salt: Key | None = b""  # what its pages' keys begin with; None keeps it out of the prefix cache
     output_token_ids: list[int] = dataclasses.field(default_factory=list)
     state: State = State.WAITING
     slot: int = -1
     pages: list[int] = dataclasses.field(default_factory=list)
-    num_computed: int = 0  # tokens whose keys and values are in pages, or will be when the dispatched steps are done
-    decoding: bool = False  # whether only the newest token, which the device has, is not computed yet
-    in_flight: int = 0  # tokens sampled by a dispatched step and not collected yet
+    page_keys: list[Key] = dataclasses.field(default_factory=list)  # of the first full pages, as far as they are made
+    num_computed: int = 0  # tokens whose keys and values are in pages, once the dispatched prefill steps are done
+    num_cached: int = 0  # prompt tokens that the prefix cache spared it when it was first admitted
+    num_sampled: int = 0  # tokens that dispatched steps have sampled for it by the time that it was last preempted
 
     @property
-    def num_tokens(self) -> int:
-        """Prompt and completion, with what is in flight."""
-        return len(self.prompt_token_ids) + len(self.output_token_ids) + self.in_flight
-
-    @property
-    def num_output_tokens(self) -> int:
-        return len(self.output_token_ids) + self.in_flight
+    def num_known(self) -> int:
+        """Tokens of prompt and completion that the host has seen."""
+        return len(self.prompt_token_ids) + len(self.output_token_ids)
 
     @property
     def order(self) -> tuple[int, int]:
@@ -55,3 +54,13 @@ class Request:
         prompt = len(self.prompt_token_ids)
         output = self.output_token_ids[max(0, start - prompt) : max(0, stop - prompt)]
         return self.prompt_token_ids[start:stop] + output
+
+    def keys_of_full_pages(self, tokens: int, page_size: int) -> list[Key]:
+        """The keys of the full pages within the first `tokens` tokens, all of them known; none outside the cache."""
+        if self.cache_salt is None:
+            return []
+        pages = tokens // page_size
+        if (done := len(self.page_keys)) < pages:
+            before = self.page_keys[-1] if done else self.cache_salt
+            self.page_keys += page_keys(self.token_ids(done * page_size, pages * page_size), page_size, before)
+        return self.page_keys[:pages]

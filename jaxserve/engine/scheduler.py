@@ -1,11 +1,15 @@
-"""Which sequences run next, and on which pages. Plain Python: no arrays, no device."""
+"""Which sequences run next, and on which pages. Numpy and plain Python: nothing on a device."""
 
 import dataclasses
 import heapq
 import itertools
+from collections.abc import Callable
+
+import numpy as np
 
 from jaxserve.engine.page_pool import PagePool
 from jaxserve.engine.request import Request, State
+from jaxserve.runner.step_batch import Needs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,6 +19,7 @@ class Chunk:
     request: Request
     start: int
     count: int
+    first: bool  # whether it is the first since the sequence got its slot
     samples: bool  # whether it reaches the sequence's last token, and so yields a new one
 
 
@@ -25,56 +30,90 @@ class Prefill:
 
 @dataclasses.dataclass(frozen=True)
 class Decode:
-    """One new token for each request; `new_pages[i]` is the page that request `i` enters with it, or None."""
+    """Up to `steps` new tokens for each request: `counts[i]` at most for request `i`, an entry of every array each."""
 
     requests: list[Request]
-    new_pages: list[int | None]
+    slots: np.ndarray  # int32
+    positions: np.ndarray  # int32: of the newest token, which goes in first
+    counts: np.ndarray  # int32, 1 to `steps`
+    new_pages: np.ndarray  # int32: the page that the last of these tokens needs in addition, or -1
+    steps: int
+    needs: int  # of any of the requests
+
+
+class _Slots:
+    """What a decode step needs of each running sequence, by slot, so that no step looks at them one by one."""
+
+    def __init__(self, count: int):
+        self.requests: list[Request | None] = [None] * count
+        self.decoding = np.zeros(count, bool)  # whether only the newest token, which the device has, is not computed
+        self.positions = np.zeros(count, np.int32)  # of that token
+        self.room = np.zeros(count, np.int32)  # positions that the sequence's pages hold
+        self.left = np.zeros(count, np.int32)  # tokens that may still be sampled
+        self.needs = np.zeros(count, np.int32)
 
 
 class Scheduler:
     """Continuous batching over a fixed number of slots and a page pool.
 
     Prefill and decode take turns while there is work for both, so that running sequences wait no longer than one
-    prefill step. A sequence is admitted when the pages of all its known tokens are free, in the order of priority and
-    arrival; it takes further pages as it grows. When none is left, the last in that order gives its pages back and is
-    computed again later.
+    prefill step. A sequence is admitted when the pages of all its known tokens are available, in the order of priority
+    and arrival; pages that the prefix cache has are shared and not computed again. It takes further pages as it grows.
+    When none is left, the last in that order gives its pages back and is computed again later.
+
+    `prefill_budget(sequences)` gives the most tokens of a prefill step that `sequences` decoding ones wait for, and
+    `decode_steps(sequences)` the most tokens that a decode step may bring each of them while nothing waits.
     """
 
     def __init__(
-        self, pool: PagePool, *, max_num_seqs: int, max_num_batched_tokens: int, max_prefill_seqs: int, page_size: int
+        self,
+        pool: PagePool,
+        *,
+        max_num_seqs: int,
+        max_prefill_seqs: int,
+        page_size: int,
+        prefill_budget: Callable[[int], int],
+        decode_steps: Callable[[int], int] = lambda sequences: 1,
     ):
         self._pool = pool
-        self._token_budget = max_num_batched_tokens
+        self._prefill_budget, self._decode_steps = prefill_budget, decode_steps
         self._max_prefill_seqs = max_prefill_seqs
         self._page_size = page_size
         self._free_slots = list(range(max_num_seqs - 1, -1, -1))
-        self._running: list[Request] = []
+        self._slots = _Slots(max_num_seqs)
+        self._prefilling: list[Request] = []  # running, in order of service
         self._waiting: list[tuple[tuple[int, int], int, Request]] = []  # a heap; finished ones are dropped on the way
         self._tie = itertools.count()
+        self._num_waiting = 0
         self._prefilled_last = False
         self.num_preemptions = 0
+        self.prefix_cache_queries = 0  # tokens of newly admitted sequences, and how many of them were found
+        self.prefix_cache_hits = 0
 
     @property
     def num_running(self) -> int:
-        return len(self._running)
+        return len(self._slots.requests) - len(self._free_slots)
 
     @property
     def num_waiting(self) -> int:
-        return sum(request.state is State.WAITING for _, _, request in self._waiting)
+        return self._num_waiting
 
     def add(self, request: Request) -> None:
         """Put a request into the queue."""
         request.state = State.WAITING
+        self._num_waiting += 1
         heapq.heappush(self._waiting, (request.order, next(self._tie), request))
 
     def finish(self, request: Request) -> None:
         """Take a request out, wherever it is; its pages are free at once. No effect on one that has ended."""
         if request.state is State.RUNNING:
             self._release(request)
+        elif request.state is State.WAITING:
+            self._num_waiting -= 1
         request.state = State.FINISHED
 
     def schedule(self) -> Prefill | Decode | None:
-        """The next step, or None while nothing can run. The requests' counters then stand as after that step."""
+        """The next step, or None while nothing can run. The scheduler's state then stands as after that step."""
         step: Prefill | Decode | None = None
         if not self._prefilled_last:
             step = self._prefill() or self._decode()
@@ -86,25 +125,37 @@ class Scheduler:
     # Prefill
 
     def _prefill(self) -> Prefill | None:
+        if not self._prefilling and not self._num_waiting:
+            return None
         chunks: list[Chunk] = []
-        budget = self._token_budget
-        unfinished = iter(sorted((r for r in self._running if not r.decoding), key=lambda r: r.order))
+        budget = self._prefill_budget(int(np.count_nonzero(self._slots.decoding)))
+        unfinished = iter(list(self._prefilling))
         while budget and len(chunks) < self._max_prefill_seqs:
-            request = next(unfinished, None) or self._admit()
+            request, first = next(unfinished, None), False
+            if request is None:
+                request, first = self._admit(), True
             if request is None:
                 break
-            budget -= self._take_chunk(request, budget, chunks)
+            chunk = self._take_chunk(request, budget, first)
+            chunks.append(chunk)
+            budget -= chunk.count
         return Prefill(chunks) if chunks else None
 
-    def _take_chunk(self, request: Request, budget: int, chunks: list[Chunk]) -> int:
-        start = request.num_computed
-        count = min(budget, request.num_tokens - start)
-        samples = start + count == request.num_tokens
-        chunks.append(Chunk(request, start, count, samples))
-        request.num_computed += count
-        request.in_flight += samples
-        request.decoding = samples
-        return count
+    def _take_chunk(self, request: Request, budget: int, first: bool) -> Chunk:
+        start, known = request.num_computed, request.num_known
+        count = min(budget, known - start)
+        request.num_computed = start + count
+        # Steps run in order, so whoever is scheduled from now on may read these pages, in this very step too.
+        self._name_pages(request, start // self._page_size)
+        if samples := start + count == known:
+            self._prefilling.remove(request)
+            slots, slot = self._slots, request.slot
+            slots.decoding[slot] = True
+            slots.positions[slot] = known
+            slots.room[slot] = len(request.pages) * self._page_size
+            slots.left[slot] = request.max_tokens - len(request.output_token_ids) - 1
+            slots.needs[slot] = request.needs
+        return Chunk(request, start, count, first, samples)
 
     def _admit(self) -> Request | None:
         while self._waiting and self._waiting[0][2].state is not State.WAITING:
@@ -112,56 +163,100 @@ class Scheduler:
         if not self._waiting or not self._free_slots:
             return None
         request = self._waiting[0][2]
-        needed = -(-request.num_tokens // self._page_size)
+        known = request.num_known
+        if known < request.num_sampled:  # a token of its own is still on its way from the device
+            return None
+        # The last token is always computed: the next one comes from it.
+        cached = self._pool.find(request.keys_of_full_pages(known - 1, self._page_size))
+        needed = -(-known // self._page_size) - len(cached)
         # A page in reserve for each running sequence keeps the newcomer from being preempted at once.
-        if self._pool.num_free < needed + len(self._running):
+        if self._pool.num_available_beside(cached) < needed + self.num_running:
             return None
         heapq.heappop(self._waiting)
-        request.pages = self._pool.take(needed)
+        self._num_waiting -= 1
+        self._pool.share(cached)
+        request.pages = cached + self._pool.take(needed)
+        request.num_computed = len(cached) * self._page_size
+        if request.cache_salt is not None:
+            self.prefix_cache_queries += known
+            self.prefix_cache_hits += request.num_computed
+        if not request.output_token_ids:
+            request.num_cached = request.num_computed
         request.slot = self._free_slots.pop()
         request.state = State.RUNNING
-        self._running.append(request)
+        self._slots.requests[request.slot] = request
+        self._prefilling.append(request)
+        self._prefilling.sort(key=lambda r: r.order)
         return request
 
     # Decode
 
     def _decode(self) -> Decode | None:
-        requests: list[Request] = []
-        new_pages: list[int | None] = []
-        growing = [r for r in self._running if r.decoding and r.num_output_tokens < r.max_tokens]
-        for request in sorted(growing, key=lambda r: r.order):
-            if request.state is not State.RUNNING:  # preempted for one before it
+        slots = self._slots
+        rows = np.flatnonzero(slots.decoding & (slots.left > 0)).astype(np.int32)
+        if not len(rows):
+            return None
+        needs = int(np.bitwise_or.reduce(slots.needs[rows]))
+        waits = self._prefilling or self._num_waiting or needs & Needs.LOGPROBS
+        steps = 1 if waits else min(self._decode_steps(len(rows)), self._page_size, int(slots.left[rows].max()))
+        rows, new_pages = self._grow(rows, steps)
+        if not len(rows):
+            return None
+        counts = np.minimum(slots.left[rows], steps)
+        requests = [request for slot in rows.tolist() if (request := slots.requests[slot]) is not None]
+        step = Decode(requests, rows, slots.positions[rows], counts, new_pages, steps, needs)
+        slots.positions[rows] += counts
+        slots.left[rows] -= counts
+        return step
+
+    def _grow(self, rows: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
+        """Those of `rows` that have pages for their next `steps` tokens, and the pages that they got for it."""
+        slots = self._slots
+        needed = slots.positions[rows] + np.minimum(slots.left[rows], steps)
+        opened: dict[int, int] = {}
+        short = [request for slot in rows[needed > slots.room[rows]] if (request := slots.requests[slot]) is not None]
+        for request in sorted(short, key=lambda r: r.order):
+            if request.state is not State.RUNNING or not self._make_room(request):  # preempted, for another or itself
                 continue
-            full = request.num_tokens > len(request.pages) * self._page_size
-            if full and not self._make_room(request):
-                continue
-            page = self._pool.take(1)[0] if full else None
-            if page is not None:
-                request.pages.append(page)
-            requests.append(request)
-            new_pages.append(page)
-        for request in requests:
-            request.num_computed += 1
-            request.in_flight += 1
-        return Decode(requests, new_pages) if requests else None
+            page = self._pool.take(1)[0]
+            request.pages.append(page)
+            slots.room[request.slot] += self._page_size
+            opened[request.slot] = page
+        rows = rows[slots.decoding[rows]]
+        new_pages = np.full(len(slots.requests), -1, np.int32)
+        new_pages[list(opened)] = list(opened.values())
+        return rows, new_pages[rows]
 
     def _make_room(self, request: Request) -> bool:
-        """Preempt until a page is free. False if `request` itself had to go."""
-        while self._pool.num_free == 0:
-            victim = max(self._running, key=lambda r: r.order)
+        """Preempt until a page is available. False if `request` itself had to go."""
+        while self._pool.num_available == 0:
+            victim = max((r for r in self._slots.requests if r is not None), key=lambda r: r.order)
             self._preempt(victim)
             if victim is request:
                 return False
         return True
 
     def _preempt(self, request: Request) -> None:
+        slot = request.slot
+        request.num_sampled = int(self._slots.positions[slot]) + 1 if self._slots.decoding[slot] else 0
         self._release(request)
         request.num_computed = 0
         self.num_preemptions += 1
         self.add(request)
 
     def _release(self, request: Request) -> None:
+        slots, slot = self._slots, request.slot
+        if slots.decoding[slot]:
+            request.num_computed = int(slots.positions[slot])
+        else:
+            self._prefilling.remove(request)
+        self._name_pages(request)
         self._pool.give_back(request.pages)
-        self._free_slots.append(request.slot)
-        self._running.remove(request)
+        self._free_slots.append(slot)
+        slots.requests[slot], slots.decoding[slot] = None, False
         request.pages, request.slot = [], -1
+
+    def _name_pages(self, request: Request, first: int = 0) -> None:
+        """Let the prefix cache know the full pages, from the `first` on, whose tokens are computed and known."""
+        keys = request.keys_of_full_pages(min(request.num_computed, request.num_known), self._page_size)
+        self._pool.name(request.pages[first : len(keys)], keys[first:])

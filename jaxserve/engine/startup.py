@@ -3,28 +3,32 @@
 import dataclasses
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxserve.checkpoint.huggingface import load_weights, read_config
+from jaxserve.checkpoint.huggingface import abstract_model, read_config
+from jaxserve.checkpoint.model_files import find_model
 from jaxserve.checkpoint.random_weights import random_weights
 from jaxserve.checkpoint.tokenizer import eos_token_ids, load_tokenizer, read_generation_config, sampling_defaults
 from jaxserve.config import DEMO_MODEL, EngineConfig, ResolvedConfig
 from jaxserve.errors import InputError
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.registry import model_config
-from jaxserve.parallel.mesh import make_mesh
+from jaxserve.parallel.mesh import make_mesh, placed_shapes
 from jaxserve.runner.buckets import TILE_SIZE, Buckets
-from jaxserve.runner.compilation import use_persistent_cache
 from jaxserve.runner.kv_cache import page_bytes
 from jaxserve.runner.memory import array_bytes, plan_pages, reserve_gpu_memory, working_bytes
 from jaxserve.runner.runner import Runner
 from pallas_kernels.attention_shape import AttentionShape
-from pallas_kernels.implementations import MOSAIC_GPU, is_hopper
+from pallas_kernels.implementations import MOSAIC_GPU, NATIVE, is_hopper
 from pallas_kernels.paged_attention import choose_decode, choose_prefill
+
+WEIGHTS = "weights, at the same time"  # the stage that programs are compiled beside
 
 OnProgress = Callable[[str, int, int], None]  # stage, done, total
 
@@ -54,14 +58,11 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
         seconds[name], start = time.perf_counter() - start, time.perf_counter()
 
     reserve_gpu_memory(config.gpu_memory_utilization)
-    use_persistent_cache(config.compilation_cache_dir)
-    directory = Path(config.model or DEMO_MODEL).expanduser()
-    if not directory.is_dir():
-        raise InputError(f"there is no model directory {directory}; give the path of a HuggingFace model directory")
-    hf = read_config(directory)
-    generation = read_generation_config(directory)
+    files = find_model(config.model or str(DEMO_MODEL), revision=config.revision, hf_config_path=config.hf_config_path)
+    hf = read_config(files.config)
+    generation = read_generation_config(files.config)
     model = model_config(hf)
-    tokenizer = None if config.skip_tokenizer_init else load_tokenizer(Path(config.tokenizer or directory))
+    tokenizer = None if config.skip_tokenizer_init else load_tokenizer(Path(config.tokenizer or files.config))
     if tokenizer is not None and len(tokenizer) > model.vocab_size:
         raise InputError(
             f"the tokenizer has {len(tokenizer)} tokens and the model {model.vocab_size}; they do not belong together"
@@ -70,36 +71,48 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
 
     mesh = make_mesh(config.tensor_parallel_size)
     placed = model.over_tensor_axis(config.tensor_parallel_size)
-    dtype = _dtype(config.dtype, hf)
+    dtype = serving_dtype(config.dtype, hf)
     attention = _attention(config, placed, dtype, mesh.devices)
-    if config.load_format == "dummy":
-        graph, weights = random_weights(model, mesh, dtype, seed=config.seed)
-    else:
-        graph, weights = load_weights(
-            directory, model, mesh, dtype, lambda done, total: on_progress("weights", done, total)
-        )
-    stage_done("weights")
-
-    resolved, buckets = _resolve(config, directory, placed, weights, mesh.devices, dtype)
+    graph, shapes = abstract_model(placed, dtype)
+    shapes = placed_shapes(mesh, shapes)
+    resolved, buckets = _resolve(config, files.name, placed, shapes, mesh.devices, dtype)
     runner = Runner(
         graph,
-        weights,
+        shapes,
         placed,
         mesh,
         buckets,
         num_pages=resolved.num_pages,
         page_size=resolved.page_size,
         max_logprobs=resolved.max_logprobs,
+        max_decode_steps=resolved.max_decode_steps,
         attention_backend=resolved.attention_backend,
+        compilation_cache_dir=resolved.compilation_cache_dir,
     )
     stage_done("page pool")
-    runner.compile(lambda done, total: on_progress("programs", done, total))
-    stage_done("programs")
+
+    # Programs are compiled while the weights come.
+    with ThreadPoolExecutor(1) as pool:
+        if config.load_format == "dummy":
+            loading = pool.submit(random_weights, model, mesh, dtype, seed=config.seed)
+        else:
+            loading = pool.submit(files.load_weights, model, mesh, dtype, partial(on_progress, "weights"))
+        loading.add_done_callback(lambda _: seconds.update({WEIGHTS: time.perf_counter() - start}))
+
+        def on_compiled(done: int, total: int) -> None:
+            on_progress("programs", done, total)
+            if loading.done():
+                loading.result()  # weights that cannot be loaded end it at once
+
+        runner.compile(on_compiled)
+        seconds["programs"] = time.perf_counter() - start
+        runner.place(loading.result()[1])
     eos = eos_token_ids(generation, hf)
     return Loaded(resolved, model, tokenizer, eos, sampling_defaults(generation), buckets, runner, attention, seconds)
 
 
-def _dtype(name: str, hf: dict[str, Any]) -> jnp.dtype:
+def serving_dtype(name: str, hf: dict[str, Any]) -> jnp.dtype:
+    """The setting `dtype`, or what `auto` is for the checkpoint's config."""
     if name == "auto":
         stored = str(hf.get("dtype") or hf.get("torch_dtype") or "bfloat16").removeprefix("torch.")
         name = stored if stored in ("bfloat16", "float16", "float32") else "bfloat16"
@@ -113,6 +126,8 @@ def _attention(config: EngineConfig, model: ModelConfig, dtype: jnp.dtype, devic
         raise InputError(
             f"attention_backend={MOSAIC_GPU!r} is for Hopper GPUs and this is {device.device_kind}; leave it out"
         )
+    if config.attention_backend == NATIVE and device.platform != "cpu":
+        raise InputError(f"attention_backend={NATIVE!r} is for CPUs and this is {device.device_kind}; leave it out")
     shape = AttentionShape(
         model.num_heads // devices.size,
         model.num_kv_heads // devices.size,
@@ -136,7 +151,7 @@ def _attention(config: EngineConfig, model: ModelConfig, dtype: jnp.dtype, devic
 
 
 def _resolve(
-    config: EngineConfig, directory: Path, model: ModelConfig, weights: Any, devices: np.ndarray, dtype: jnp.dtype
+    config: EngineConfig, name: str, model: ModelConfig, shapes: Any, devices: np.ndarray, dtype: jnp.dtype
 ) -> tuple[ResolvedConfig, Buckets]:
     """Every setting that was left open, from the model, the platform and the memory at hand; and the buckets of it."""
     on_cpu = devices.flat[0].platform == "cpu"
@@ -164,7 +179,7 @@ def _resolve(
         device=devices.flat[0],
         devices=devices.size,
         utilization=config.gpu_memory_utilization,
-        weight_bytes=array_bytes(weights),
+        weight_bytes=array_bytes(shapes),
         working_bytes=working_bytes(model, buckets(), dtype.itemsize),
     )
     held = num_pages * config.page_size
@@ -175,7 +190,7 @@ def _resolve(
         )
     max_model_len = min(max_model_len, held)
     chosen = {
-        "model": str(directory),
+        "model": name,
         "dtype": dtype.name,
         "max_model_len": max_model_len,
         "max_num_seqs": max_num_seqs,

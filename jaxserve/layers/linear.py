@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+from pallas_kernels.matmul import matmul_nk
+
 
 class Linear(nnx.Module):
     """`y = x Wᵀ + b`, accumulated in float32.
@@ -39,14 +41,3 @@ class Linear(nnx.Module):
         if self.bias is not None:
             y += self.bias[...].astype(jnp.float32)
         return y.astype(x.dtype)
-
-
-def matmul_nk(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """`x` `[..., in]` times `weight` `[out, in]` transposed: float32 `[..., out]`.
-
-    The weight stays two-dimensional: XLA copies a weight with split output axes on every call.
-    """
-    # TF32 would cost a float32 model the exactness that it was chosen for.
-    precision = jax.lax.Precision.HIGHEST if weight.dtype == jnp.float32 else None
-    contract = (((x.ndim - 1,), (1,)), ((), ()))
-    return jax.lax.dot_general(x, weight, contract, precision=precision, preferred_element_type=jnp.float32)

@@ -25,6 +25,7 @@ class ModelConfig:
     tie_word_embeddings: bool = False
     qkv_bias: bool = False
     qk_norm: bool = False
+    kv_repeats: int = 1  # how many neighbouring KV heads are one of the checkpoint's
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -43,7 +44,13 @@ class ModelConfig:
                 f"{self.num_kv_heads} KV heads, MLP width {self.intermediate_size}); possible sizes are "
                 f"{', '.join(str(n) for n in range(1, self.num_heads + 1) if self._splits_over(n))}"
             )
-        return dataclasses.replace(self, num_kv_heads=max(self.num_kv_heads, devices))
+        num_kv_heads = max(self.num_kv_heads, devices)
+        return dataclasses.replace(self, num_kv_heads=num_kv_heads, kv_repeats=num_kv_heads // self.num_kv_heads)
+
+    @property
+    def stored(self) -> "ModelConfig":
+        """This model as a checkpoint has it, each KV head once."""
+        return dataclasses.replace(self, num_kv_heads=self.num_kv_heads // self.kv_repeats, kv_repeats=1)
 
     def _splits_over(self, devices: int) -> bool:
         heads = self.num_heads % devices == 0

@@ -30,3 +30,11 @@ def sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:
 def parameter_shardings(mesh: Mesh, state: nnx.State) -> Any:
     """For every parameter of `state`, the sharding that its `partition` rule gives on `mesh`; a tree like `state`'s."""
     return nnx.map_state(lambda _, variable: NamedSharding(mesh, variable.get_metadata()["partition"]), state)
+
+
+def placed_shapes(mesh: Mesh, state: nnx.State) -> nnx.State:
+    """The shapes and dtypes of `state`'s parameters, each with its sharding on `mesh`; a tree like `state`."""
+    leaves, tree = jax.tree.flatten(state)
+    where = jax.tree.leaves(parameter_shardings(mesh, state))
+    placed = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=w) for leaf, w in zip(leaves, where, strict=True)]
+    return jax.tree.unflatten(tree, placed)

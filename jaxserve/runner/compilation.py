@@ -4,7 +4,6 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import jax
 
@@ -15,15 +14,25 @@ _CACHE_HIT_EVENT = "/jax/compilation_cache/cache_hits"
 class CompilationCounter:
     """How many programs XLA has compiled in this process, those `cached` included that it read from its cache.
 
-    One instance: `compilations`.
+    `loaded` counts those that came compiled from the program cache, besides. One instance: `compilations`.
     """
 
     def __init__(self) -> None:
         self.count = 0
         self.cached = 0
+        self.loaded = 0
         self._lock = threading.Lock()
+        self._this_thread = threading.local()
         jax.monitoring.register_event_duration_secs_listener(self._on_duration)
         jax.monitoring.register_event_listener(self._on_event)
+
+    def cached_here(self) -> int:
+        """How many programs the calling thread has got from XLA's cache."""
+        return getattr(self._this_thread, "cached", 0)
+
+    def note_loaded(self) -> None:
+        with self._lock:
+            self.loaded += 1
 
     def _on_duration(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event == _COMPILE_EVENT:
@@ -34,24 +43,19 @@ class CompilationCounter:
         if event == _CACHE_HIT_EVENT:
             with self._lock:
                 self.cached += 1
+            self._this_thread.cached = self.cached_here() + 1
 
 
 compilations = CompilationCounter()
 
 
-def use_persistent_cache(directory: str) -> None:
-    """Keep compiled programs in `directory`, unless the process has set JAX's cache already. `""` keeps none."""
-    if directory and jax.config.jax_compilation_cache_dir is None:
-        path = Path(directory).expanduser()
-        path.mkdir(parents=True, exist_ok=True)
-        jax.config.update("jax_compilation_cache_dir", str(path))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
 def compile_all(
     lowerings: Iterable[Callable[[], jax.stages.Compiled]], on_compiled: Callable[[int, int], None]
 ) -> list[jax.stages.Compiled]:
-    """Run `lowerings` on as many threads as there are cores; `on_compiled` is told how many of how many are done."""
+    """Run `lowerings` on as many threads as there are cores; `on_compiled` is told how many of how many are done.
+
+    An error, of `on_compiled` too, ends it once the ones under way are done.
+    """
     tasks = list(lowerings)
     done = 0
     lock = threading.Lock()
@@ -65,4 +69,8 @@ def compile_all(
         return compiled
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(run, tasks))
+        try:
+            return list(pool.map(run, tasks))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise

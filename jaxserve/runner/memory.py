@@ -35,8 +35,8 @@ def _reserved_share() -> float:
 
 
 def array_bytes(arrays: Any) -> int:
-    """Bytes of all arrays of a tree, over all devices."""
-    return sum(array.nbytes for array in jax.tree.leaves(arrays))
+    """Bytes of all arrays of a tree, or of the shapes of some, over all devices."""
+    return sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(arrays))
 
 
 def plan_pages(
@@ -51,9 +51,9 @@ def plan_pages(
 ) -> int:
     """Pages for the page pool: `wanted` at most, and what memory allows.
 
-    On an accelerator that is its memory times `utilization`, less weights, which are in place, and the programs'
-    working memory (bytes over all `devices`), within what JAX has reserved and nothing else occupies; on a CPU a
-    quarter of the machine's memory, and 4 GiB at most.
+    On an accelerator that is its memory times `utilization`, within what JAX has reserved and nothing occupies, less
+    weights, which are still to come, and the programs' working memory (bytes over all `devices`); on a CPU a quarter of
+    the machine's memory, and 4 GiB at most.
     """
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats is None:
@@ -68,8 +68,7 @@ def plan_pages(
                 "else uses JAX",
                 stacklevel=2,
             )
-        free = (reserved - stats["bytes_in_use"]) * devices
-        budget = min(asked * devices - weight_bytes, free) - working_bytes
+        budget = min(asked, reserved - stats["bytes_in_use"]) * devices - weight_bytes - working_bytes
     fitting = budget // page_bytes
     if fitting < 1:
         raise InputError(

@@ -67,32 +67,69 @@ class Programs:
         *,
         page_size: int,
         max_logprobs: int,
+        max_decode_steps: int,
         attention_backend: str,
     ):
         self._graph, self._weights_tree, self._mesh = graph, weights_tree, mesh
-        self._page_size, self._attention_backend = page_size, attention_backend
+        self._page_size, self._max_decode_steps = page_size, max_decode_steps
+        self._attention_backend = attention_backend
         self._max_logprobs = min(max_logprobs, config.vocab_size)
 
     def decode(
         self, weights: list[jax.Array], state: DeviceState, batch: DecodeArrays
     ) -> tuple[DeviceState, StepResult]:
-        """One new token for each slot of the batch."""
+        """`batch.steps` new tokens for each slot of the batch, `max_decode_steps` at most."""
+        slots = state.slots
+        last_page = jnp.maximum(batch.positions + batch.counts - 1, 0) // self._page_size
+        opens = jnp.where(batch.new_pages >= 0, batch.slots, len(slots.last_token))
+        table = slots.page_table.at[opens, last_page].set(batch.new_pages, mode="drop")
+        state = state._replace(slots=slots._replace(page_table=table))
+        if self._max_decode_steps == 1:
+            state, token_ids, logprobs = self._decode_one(weights, state, batch.slots, batch.positions, batch.needs)
+            return state, StepResult(token_ids[None], logprobs, None)
+
+        stops = slots.sampling.stop_token_ids[batch.slots]
+        rows = len(batch.slots)
+
+        def one_more(step: jax.Array, carry: tuple) -> tuple:
+            state, going, found, _ = carry
+            going = going & (step < batch.counts)
+            # A row that has ended is padding from there on.
+            row_slots = jnp.where(going, batch.slots, len(slots.last_token))
+            positions = jnp.where(going, batch.positions + step, -1)
+            state, token_ids, logprobs = self._decode_one(weights, state, row_slots, positions, batch.needs)
+            going = going & (token_ids[:, None] != stops).all(axis=1)
+            return state, going, found.at[step].set(token_ids), logprobs
+
+        shapes = jax.eval_shape(self._decode_one, weights, state, batch.slots, batch.positions, batch.needs)[2]
+        no_logprobs = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        found = jnp.zeros((self._max_decode_steps, rows), jnp.int32)
+        carry = (state, jnp.ones(rows, bool), found, no_logprobs)
+        state, _, found, logprobs = jax.lax.fori_loop(0, batch.steps, one_more, carry)
+        return state, StepResult(found, logprobs, None)
+
+    def _decode_one(
+        self,
+        weights: list[jax.Array],
+        state: DeviceState,
+        row_slots: jax.Array,
+        positions: jax.Array,
+        needs: jax.Array,
+    ) -> tuple[DeviceState, jax.Array, LogprobRows]:
+        """One new token for each of `row_slots`, whose newest tokens are at `positions`."""
         model = self._model(weights)
         slots = state.slots
-        page_index = jnp.maximum(batch.positions, 0) // self._page_size
-        opens = jnp.where(batch.new_pages >= 0, batch.slots, len(slots.last_token))
-        table = slots.page_table.at[opens, page_index].set(batch.new_pages, mode="drop")
-        rows = table[batch.slots]
-        lengths = batch.positions + 1  # padding: 0
-        attend = self._attend(state.cache, DecodeRows(rows, lengths), rows, jnp.arange(len(lengths)), batch.positions)
-        hidden = model(slots.last_token[batch.slots], jnp.maximum(batch.positions, 0), attend)
-        sampling = jax.tree.map(lambda settings: settings[batch.slots], slots.sampling)
+        rows = slots.page_table[row_slots]
+        lengths = positions + 1  # padding: 0
+        attend = self._attend(state.cache, DecodeRows(rows, lengths), rows, jnp.arange(len(lengths)), positions)
+        hidden = model(slots.last_token[row_slots], jnp.maximum(positions, 0), attend)
+        sampling = jax.tree.map(lambda settings: settings[row_slots], slots.sampling)
         token_ids, logprobs, vocab = self._sample(
-            model, hidden, lengths, batch.slots, batch.slots, sampling, slots.vocab, batch.needs
+            model, hidden, lengths, row_slots, row_slots, sampling, slots.vocab, needs
         )
-        last_token = slots.last_token.at[batch.slots].set(token_ids, mode="drop")
-        state = DeviceState(attend.cache, SlotState(last_token, table, slots.sampling, vocab))
-        return state, StepResult(token_ids, logprobs, None)
+        last_token = slots.last_token.at[row_slots].set(token_ids, mode="drop")
+        state = DeviceState(attend.cache, slots._replace(last_token=last_token, vocab=vocab))
+        return state, token_ids, logprobs
 
     def prefill(
         self, weights: list[jax.Array], state: DeviceState, batch: PrefillArrays, tile_size: int

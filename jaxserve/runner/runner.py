@@ -9,12 +9,14 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from jaxserve.checkpoint.exchange import Handover, match, place_like
 from jaxserve.models.config import ModelConfig
 from jaxserve.parallel.mesh import sharding
 from jaxserve.runner.buckets import Buckets, PrefillBucket
 from jaxserve.runner.compilation import compile_all
 from jaxserve.runner.kv_cache import KVCache
 from jaxserve.runner.memory import array_bytes
+from jaxserve.runner.program_cache import ProgramCache
 from jaxserve.runner.programs import DeviceState, Programs, SlotState
 from jaxserve.runner.step_batch import DecodeArrays, PrefillArrays, StepBatch, StepResult, VocabRow
 
@@ -22,14 +24,15 @@ from jaxserve.runner.step_batch import DecodeArrays, PrefillArrays, StepBatch, S
 class Runner:
     """A model with its pages and slots on a mesh, and a compiled program for every bucket.
 
-    `config` is the model as it stands on the mesh. `dispatch` returns at once, with arrays that the device fills later;
-    `collect` waits for them. Steps run in the order in which they are dispatched.
+    `shapes` are the weights', each with its dtype and sharding; `place` brings the weights themselves. `config` is the
+    model as it stands on the mesh. `dispatch` returns at once, with arrays that the device fills later; `collect` waits
+    for them. Steps run in the order in which they are dispatched.
     """
 
     def __init__(
         self,
         graph: nnx.GraphDef,
-        weights: nnx.State,
+        shapes: nnx.State,
         config: ModelConfig,
         mesh: Mesh,
         buckets: Buckets,
@@ -37,13 +40,17 @@ class Runner:
         num_pages: int,
         page_size: int,
         max_logprobs: int,
+        max_decode_steps: int,
         attention_backend: str,
+        compilation_cache_dir: str,
     ):
-        self._weights, weights_tree = jax.tree.flatten(weights)
-        self._untied_table = () if config.tie_word_embeddings else jax.tree.leaves(weights["embedding"])
+        self._shapes, self._weights_tree = jax.tree.flatten(shapes)
+        self._weights: list[jax.Array] = []
+        self._unread_bytes = 0 if config.tie_word_embeddings else array_bytes(shapes["embedding"])
+        self._config = config
         self._buckets = buckets
         self._mesh = mesh
-        dtype = self._weights[0].dtype
+        dtype = self._shapes[0].dtype
         self.state = DeviceState(
             KVCache.empty(config, num_pages=num_pages, page_size=page_size, dtype=dtype, mesh=mesh),
             SlotState.empty(
@@ -52,24 +59,39 @@ class Runner:
         )
         self._programs = Programs(
             graph,
-            weights_tree,
+            self._weights_tree,
             config,
             mesh,
             page_size=page_size,
             max_logprobs=max_logprobs,
+            max_decode_steps=max_decode_steps,
             attention_backend=attention_backend,
         )
         self._compiled: dict[Any, jax.stages.Compiled] = {}
         self._vocab_size = config.vocab_size
+        self._cache = ProgramCache(
+            compilation_cache_dir,
+            list(mesh.devices.flat),
+            config,
+            mesh.shape,
+            [(shape.shape, shape.dtype.name, shape.sharding.spec) for shape in self._shapes],
+            (num_pages, page_size, max_logprobs, max_decode_steps, attention_backend),
+            (buckets.max_num_seqs, buckets.max_pages),
+        )
 
     def compile(self, on_compiled: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Compile the program of every bucket; `on_compiled` is told how many of how many are done."""
         # The largest first: they take longest.
-        tasks: dict[Any, Callable[[], jax.stages.Compiled]] = {}
-        tasks |= {bucket: partial(self._compile_decode, bucket) for bucket in reversed(self._buckets.decode)}
-        tasks |= {bucket: partial(self._compile_prefill, bucket) for bucket in reversed(self._buckets.prefill)}
-        tasks |= {VocabRow: self._compile_vocab_row}
-        self._compiled = dict(zip(tasks, compile_all(tasks.values(), on_compiled), strict=True))
+        programs: dict[Any, Callable[[], jax.stages.Compiled]] = {}
+        programs |= {bucket: partial(self._compile_decode, bucket) for bucket in reversed(self._buckets.decode)}
+        programs |= {bucket: partial(self._compile_prefill, bucket) for bucket in reversed(self._buckets.prefill)}
+        programs |= {VocabRow: self._compile_vocab_row}
+        tasks = [partial(self._cache.get, repr(key), compile_) for key, compile_ in programs.items()]
+        self._compiled = dict(zip(programs, compile_all(tasks, on_compiled), strict=True))
+
+    def place(self, weights: nnx.State) -> None:
+        """Take the weights, of the shapes and on the devices that were announced. Programs need none to be compiled."""
+        self._weights = jax.tree.leaves(weights)
 
     def dispatch(self, batch: StepBatch) -> StepResult:
         """Start one step; the result's arrays are on the device, under way."""
@@ -84,13 +106,31 @@ class Runner:
     @property
     def weight_bytes_per_step(self) -> int:
         """Bytes of the parameters that every step reads: all but an untied embedding table, of which it reads rows."""
-        return array_bytes(self._weights) - array_bytes(self._untied_table)
+        return array_bytes(self._shapes) - self._unread_bytes
 
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of one position's keys and values in all layers."""
         pages, _, page_size, _ = self.state.cache.k[0].shape
         return array_bytes(self.state.cache) // (pages * page_size)
+
+    @property
+    def weights(self) -> nnx.State:
+        """The model's parameters where they lie, not copied."""
+        return jax.tree.unflatten(self._weights_tree, self._weights)
+
+    def check_weights(self, new: nnx.State) -> list[Handover]:
+        """What `update_weights` takes; `InputError` if `new` does not belong to this model. Nothing is moved yet."""
+        return match(new, self.weights, self._config)
+
+    def update_weights(self, new: list[Handover]) -> None:
+        """Run the next step with other weights.
+
+        An array that lies where its predecessor lies is shared with whoever else holds it; others are moved, one after
+        the other, so that no second copy of the model is needed.
+        """
+        for number, handover in enumerate(new):
+            self._weights[number] = place_like(handover, self._weights[number])
 
     @staticmethod
     def collect(result: StepResult, *, logprobs: bool, prompt_logprobs: bool) -> StepResult:
@@ -105,8 +145,9 @@ class Runner:
 
     def close(self) -> None:
         """Free the device's memory."""
-        for array in jax.tree.leaves((self._weights, self.state)):
+        for array in jax.tree.leaves(self.state):
             array.delete()
+        self._weights.clear()  # others may hold them too
         self._compiled.clear()
 
     def _prefill_bucket(self, arrays: PrefillArrays) -> PrefillBucket:
@@ -126,7 +167,7 @@ class Runner:
         whole = sharding(self._mesh)
         state = jax.tree.map(lambda array: array.sharding, self.state)
         step = jax.jit(program, donate_argnums=1, in_shardings=(None, None, whole), out_shardings=(state, whole))
-        return step.lower(self._weights, self.state, arrays).compile()
+        return step.lower(self._shapes, self.state, arrays).compile()
 
     def _compile_vocab_row(self) -> jax.stages.Compiled:
         size, whole = self._vocab_size, sharding(self._mesh)

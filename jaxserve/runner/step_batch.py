@@ -105,11 +105,13 @@ class PrefillArrays(NamedTuple):
 
 
 class DecodeArrays(NamedTuple):
-    """One token for each of `B` slots."""
+    """Up to `steps` tokens, one after the other, for each of `B` slots."""
 
     slots: Array  # int32 [B]
-    positions: Array  # int32 [B]: of the newest token, which goes in
-    new_pages: Array  # int32 [B]: the page that this position opens, or -1
+    positions: Array  # int32 [B]: of the newest token, which goes in first
+    counts: Array  # int32 [B]: tokens wanted at most; a stop token ends a row earlier
+    new_pages: Array  # int32 [B]: the page that the last of these tokens opens, or -1
+    steps: Array  # int32 []: the largest count
     needs: Array  # int32 []
 
     @classmethod
@@ -118,7 +120,9 @@ class DecodeArrays(NamedTuple):
         return cls(
             slots=np.full(rows, max_num_seqs, np.int32),
             positions=np.full(rows, -1, np.int32),
+            counts=np.zeros(rows, np.int32),
             new_pages=np.full(rows, -1, np.int32),
+            steps=np.ones((), np.int32),
             needs=np.zeros((), np.int32),
         )
 
@@ -141,8 +145,11 @@ class LogprobRows(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """What one step sampled, a row for each row of the batch."""
+    """What one step sampled, a row for each row of the batch.
 
-    token_ids: Array  # int32 [R] or [B]
+    Decode's tokens are `[max_decode_steps, B]`; what lies beyond a row's count or behind its stop token means nothing.
+    """
+
+    token_ids: Array  # int32 [R] or [max_decode_steps, B]
     logprobs: LogprobRows | None  # [R] or [B]
     prompt_logprobs: LogprobRows | None  # [T], of `next_token_ids`

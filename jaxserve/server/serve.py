@@ -22,10 +22,11 @@ def run(config: EngineConfig, *, host: str, port: int, served_model_name: str | 
     """Serve until Ctrl-C or SIGTERM. The name defaults to that of the model's directory."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that either unwinds the stack
     listener = _bind(host, port)  # first, since loading takes long
-    from jaxserve.engine.engine import Engine  # here, since it brings JAX with it
+    from jaxserve.engine.engine import Engine  # here, since they bring JAX with them
+    from jaxserve.engine.startup import load
 
     with ProgressBars() as progress:
-        engine = Engine(config, progress)
+        engine = Engine(load(config, progress))
     print(engine.attention, file=sys.stderr)
     try:
         name = served_model_name or Path(str(engine.config.model)).resolve().name

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,31 @@ def test_saved_weights_are_the_tensors_that_were_loaded(case: str, tmp_path: Pat
     assert saved.keys() == original.keys()
     for name in original:
         np.testing.assert_array_equal(saved[name], original[name], err_msg=name)
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize("case", ["qwen2-group-8-head-64", "qwen3-tied-group-8-head-64"])  # one and two KV heads
+def test_heads_repeated_on_a_mesh_are_written_once(case: str, devices: int, tmp_path: Path) -> None:
+    model = nnx.merge(*dense.load(write_checkpoint(case, tmp_path), devices))
+    save_weights(model, tmp_path, None)
+    saved, original = load_file(tmp_path / WEIGHTS), make_tensors(case, seed=0)
+    assert saved.keys() == original.keys()
+    for name in original:
+        np.testing.assert_array_equal(saved[name], original[name], err_msg=name)
+
+
+def test_weights_that_cannot_be_written_leave_what_was_there(directory: Path) -> None:
+    model = nnx.merge(*dense.load(directory))
+    before = (directory / WEIGHTS).read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # as a full disk does, it ends the writing half-way
+    try:
+        with pytest.raises(InputError, match=r"cannot write .*model\.safetensors"):
+            save_weights(model, directory)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(path.name for path in directory.iterdir()) == ["config.json", WEIGHTS]
+    assert (directory / WEIGHTS).read_bytes() == before
 
 
 def test_bfloat16_weights_come_back_rounded_once(directory: Path) -> None:

@@ -65,12 +65,14 @@ def test_the_recorder_counts_rows_and_positions(monkeypatch: pytest.MonkeyPatch)
     clock = iter([10.0, 10.5, 12.0])
     monkeypatch.setattr(measurement.time, "perf_counter", lambda: next(clock))
     positions = np.array([4, 9, -1, -1], np.int32)  # two rows, of 5 and 10 positions, and padding
-    batch = StepBatch(DecodeArrays(positions, positions, positions, np.int32(0)), [], 2)
+    arrays = DecodeArrays.padding(4, max_num_seqs=4)
+    arrays.counts[:] = [3, 1, 0, 0]
+    batch = StepBatch(arrays._replace(positions=positions, steps=np.int32(3)), [], 2)
     recorder = StepRecorder()
     recorder.begin()
     recorder(batch)
     recorder(batch)
-    assert recorder.steps == [Step(True, 0.5, 2, 2, 15), Step(True, 1.5, 2, 2, 15)]
+    assert recorder.steps == [Step(True, 0.5, 2, 4, 28, 3), Step(True, 1.5, 2, 4, 28, 3)]
 
 
 def parameters_read(case: str) -> int:
@@ -103,6 +105,7 @@ def test_a_run_prints_and_writes_its_numbers(command: str, case: str, tmp_path: 
     assert report["settings"]["dtype"] == "bfloat16"
     assert report["startup"]["compile_seconds"] == report["startup"]["stage_seconds"]["programs"]
     assert report["startup"]["programs_compiled"] > 0
+    assert report["startup"]["attention"] == "attention runs in xla: there is no kernel for cpu"
     for name in ("ttft_seconds", "tpot_seconds", "end_to_end_seconds", "batch_seconds"):
         assert set(report[name]) == {"mean", "median", "p95", "p99"}
     steps = report["steps"]
@@ -119,3 +122,15 @@ def test_a_run_prints_and_writes_its_numbers(command: str, case: str, tmp_path: 
     assert "output tokens per second" in printed
     assert "GB/s" in printed
     assert max(map(len, printed.splitlines())) < 130
+
+
+def test_loading_is_measured_against_cat(tmp_path: Path, capsys: pytest.CaptureFixture):
+    model, file = write_checkpoint(TIED, tmp_path / "tiny"), tmp_path / "result.json"
+    words = ["--model", str(model), "--tensor-parallel-size", "4", "--num-iters", "2", "--output-json", str(file)]
+    assert main(["bench", "load", *words]) == 0
+    report = json.loads(file.read_text())
+    assert report["file_bytes"] == (model / "model.safetensors").stat().st_size
+    assert len(report["cat_seconds"]) == len(report["load_seconds"]) == 2
+    assert report["share_of_cat"] == pytest.approx(report["load_bytes_per_second"] / report["cat_bytes_per_second"])
+    assert report["largest_shard_bytes"] == 2 * (4 + 2) * 64 * 72  # four heads, with a KV head of their own
+    assert "% of cat" in capsys.readouterr().out

@@ -15,6 +15,8 @@ from jaxserve.sampling_params import SamplingParams
 # For each engine setting, what the command line says and the value that it stands for.
 ENGINE_FLAGS = {
     "model": (["--model", "some/where"], "some/where"),
+    "revision": (["--revision", "0a1b2c"], "0a1b2c"),
+    "hf_config_path": (["--hf-config-path", "its/config"], "its/config"),
     "tokenizer": (["--tokenizer", "else/where"], "else/where"),
     "skip_tokenizer_init": (["--skip-tokenizer-init"], True),
     "load_format": (["--load-format", "dummy"], "dummy"),

@@ -41,7 +41,31 @@ def test_after_preemption_in_a_pool_that_is_nearly_full(tiny_llm, expected):
     llm = tiny_llm(num_pages=9)
     assert tokens(llm) == expected
     assert llm.engine.scheduler.num_preemptions > 0
-    assert llm.engine.pool.num_free == 9
+    assert llm.engine.pool.num_available == 9
+
+
+@pytest.mark.parametrize(
+    "settings", [{"enable_prefix_caching": False}, {"max_decode_steps": 1}, {"max_decode_steps": 5}]
+)
+def test_with_prefix_cache_and_several_tokens_a_step_or_without(tiny_llm, expected, settings):
+    assert tokens(tiny_llm(**settings)) == expected
+
+
+def test_whether_its_prefix_is_computed_shared_or_cached(tiny_llm):
+    llm = tiny_llm(page_size=8)
+    prefix = RNG.integers(0, 517, 43).tolist()
+    prompts = [{"prompt_token_ids": [*prefix, *RNG.integers(0, 517, length).tolist()]} for length in (9, 0, 30)]
+
+    def run() -> tuple[list[list[int]], list[int]]:
+        outputs = llm.generate(prompts, [SEEDED, GREEDY, SEEDED])
+        return [output.outputs[0].token_ids for output in outputs], [o.metrics.num_cached_tokens for o in outputs]
+
+    together, shared = run()
+    assert shared == [0, 40, 40]
+    again, cached = run()
+    assert cached == [48, 40, 72]
+    alone = tokens(tiny_llm(page_size=8, enable_prefix_caching=False), prompts, [SEEDED, GREEDY, SEEDED])
+    assert together == again == alone
 
 
 @pytest.mark.parametrize("page_size", [8, 64])

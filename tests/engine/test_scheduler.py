@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxserve.engine.page_pool import PagePool
+from jaxserve.engine.page_pool import PagePool, page_keys, root_key
 from jaxserve.engine.request import Request, State
 from jaxserve.engine.scheduler import Decode, Prefill, Scheduler
 from jaxserve.sampling_params import SamplingParams
@@ -16,35 +16,46 @@ PAGE = 4
 STOP_TOKEN = 1
 
 
-def make_request(name: str, prompt: int, max_tokens: int, arrival: int, priority: int = 0) -> Request:
+def make_request(name: str, prompt: int, max_tokens: int, arrival: int, priority: int = 0, cached: bool = True):
     return Request(
         name,
-        list(range(10, 10 + prompt)),
+        list(range(10, 10 + prompt)),  # each prompt begins as every longer one does
         SamplingParams(),
         seed=0,
         max_tokens=max_tokens,
         arrival=arrival,
         priority=priority,
         stop_token_ids=frozenset([STOP_TOKEN]),
+        cache_salt=b"" if cached else None,
     )
 
 
 class Simulation:
-    """An engine without a device: checks every step's promises, and hands out the tokens of `answers`."""
+    """An engine without a device: checks every step's promises, and hands out the tokens that come.
 
-    def __init__(self, *, num_pages: int, max_num_seqs: int, budget: int, ahead: bool):
+    It keeps what each page holds: at every position, the tokens up to there.
+    """
+
+    def __init__(self, *, num_pages: int, max_num_seqs: int, budget: int, ahead: bool, burst: int = 1):
         self.pool = PagePool(num_pages)
         self.budget, self.max_num_seqs, self.ahead = budget, max_num_seqs, ahead
         self.scheduler = Scheduler(
-            self.pool, max_num_seqs=max_num_seqs, max_num_batched_tokens=budget, max_prefill_seqs=2, page_size=PAGE
+            self.pool,
+            max_num_seqs=max_num_seqs,
+            max_prefill_seqs=2,
+            page_size=PAGE,
+            prefill_budget=lambda sequences: budget,
+            decode_steps=lambda sequences: burst,
         )
         self.requests: list[Request] = []
         self.ended: dict[str, str] = {}
-        self.dispatched: Prefill | Decode | None = None
-        self.computed: dict[Request, int] = {}  # positions whose keys and values the pages hold
+        self.dispatched: tuple[Prefill | Decode, list[list[int]]] | None = None
+        self.sequences: dict[Request, list[int]] = {}  # all tokens, with those that the host has not seen
+        self.content: dict[tuple[int, int], tuple[int, ...]] = {}  # by page and offset
 
     def add(self, request: Request) -> None:
         self.requests.append(request)
+        self.sequences[request] = list(request.prompt_token_ids)
         self.scheduler.add(request)
 
     def end(self, request: Request, reason: str) -> None:
@@ -53,59 +64,90 @@ class Simulation:
         self.scheduler.finish(request)
 
     def step(self, token: int) -> bool:
-        """One engine step; whether anything was done."""
+        """One engine step, in which the device samples `token` for everyone; whether anything was done."""
         step = self.scheduler.schedule()
-        if step:
-            self.check_step(step)
+        sampled = self.run(step, token) if step else None
         self.check_accounting()
-        before, self.dispatched = (self.dispatched, step) if self.ahead else (step, None)
+        before, self.dispatched = (self.dispatched, sampled) if self.ahead else (sampled, None)
         if before:
-            self.collect(before, token)
+            self.collect(*before)
         self.check_accounting()
         return bool(step or before)
 
-    def check_step(self, step: Prefill | Decode) -> None:
+    # The device's part
+
+    def run(self, step: Prefill | Decode, token: int) -> tuple[Prefill | Decode, list[list[int]]]:
+        sampled = []
         if isinstance(step, Prefill):
             assert 0 < sum(chunk.count for chunk in step.chunks) <= self.budget
             assert len(step.chunks) <= 2
             for chunk in step.chunks:
-                assert chunk.start == (self.computed.get(chunk.request, 0) if chunk.start else 0)
-                known = len(chunk.request.prompt_token_ids) + len(chunk.request.output_token_ids)
-                self.computed[chunk.request] = chunk.start + chunk.count
-                assert self.computed[chunk.request] <= known
-                self.check_pages(chunk.request)
+                assert chunk.request.state is State.RUNNING
+                assert 0 < chunk.count <= chunk.request.num_known - chunk.start
+                self.write(chunk.request, chunk.start, chunk.count)
+            for chunk in step.chunks:  # after all have written, as in a program
+                self.check_readable(chunk.request, chunk.start + chunk.count)
+                assert chunk.samples == (chunk.start + chunk.count == len(self.sequences[chunk.request]))
+                sampled.append([token] if chunk.samples else [])
+                self.sequences[chunk.request] += sampled[-1]
+            requests = [chunk.request for chunk in step.chunks]
         else:
-            for request in step.requests:
-                assert request.num_computed == self.computed[request] + 1
-                self.computed[request] += 1
-                self.check_pages(request)
-        requests = step.requests if isinstance(step, Decode) else [chunk.request for chunk in step.chunks]
+            requests = step.requests
+            for request, position, count in zip(requests, step.positions.tolist(), step.counts.tolist(), strict=True):
+                assert 1 <= count <= step.steps
+                if self.sequences[request][-1] == STOP_TOKEN:  # it has ended, and the host does not know it yet
+                    sampled.append([0] * count)
+                    continue
+                assert position == len(self.sequences[request]) - 1
+                new = []
+                for _ in range(count):
+                    self.write(request, len(self.sequences[request]) - 1, 1)
+                    self.check_readable(request, len(self.sequences[request]))
+                    new.append(token)
+                    self.sequences[request].append(token)
+                    if token == STOP_TOKEN:
+                        break
+                sampled.append(new)
         assert len(set(requests)) == len(requests)
+        return step, sampled
 
-    def check_pages(self, request: Request) -> None:
-        assert request.state is State.RUNNING
-        assert request.num_computed <= len(request.pages) * PAGE
+    def write(self, request: Request, start: int, count: int) -> None:
+        for position in range(start, start + count):
+            page = request.pages[position // PAGE]
+            self.content[page, position % PAGE] = written = tuple(self.sequences[request][: position + 1])
+            for other in self.requests:
+                if page in other.pages:
+                    assert tuple(self.sequences[other][: position + 1]) == written, "written over what another reads"
+
+    def check_readable(self, request: Request, length: int) -> None:
+        """Every position before `length` holds what this sequence's tokens make it hold, whoever computed it."""
+        for position in range(length):
+            found = self.content[request.pages[position // PAGE], position % PAGE]
+            assert found == tuple(self.sequences[request][: position + 1])
+
+    # The engine's part
+
+    def collect(self, step: Prefill | Decode, sampled: list[list[int]]) -> None:
+        requests = step.requests if isinstance(step, Decode) else [chunk.request for chunk in step.chunks]
+        for request, tokens in zip(requests, sampled, strict=True):
+            for token in tokens:
+                if request.state is State.FINISHED:
+                    break
+                request.output_token_ids.append(token)
+                if token == STOP_TOKEN:
+                    self.end(request, "stop")
+                elif len(request.output_token_ids) == request.max_tokens:
+                    self.end(request, "length")
 
     def check_accounting(self) -> None:
         running = [request for request in self.requests if request.state is State.RUNNING]
-        held = [page for request in running for page in request.pages]
-        assert len(held) == len(set(held))
-        assert self.pool.num_free + len(held) == self.pool.num_pages
+        held = {page for request in running for page in request.pages}
+        assert self.pool.num_held == len(held)
+        assert all(len(set(request.pages)) == len(request.pages) for request in running)
         slots = [request.slot for request in running]
-        assert len(slots) == len(set(slots)) <= self.max_num_seqs
+        assert len(slots) == len(set(slots)) == self.scheduler.num_running <= self.max_num_seqs
         assert all(not request.pages for request in self.requests if request.state is not State.RUNNING)
-
-    def collect(self, step: Prefill | Decode, token: int) -> None:
-        requests = step.requests if isinstance(step, Decode) else [c.request for c in step.chunks if c.samples]
-        for request in requests:
-            request.in_flight -= 1
-            if request.state is State.FINISHED:
-                continue
-            request.output_token_ids.append(token)
-            if token == STOP_TOKEN:
-                self.end(request, "stop")
-            elif len(request.output_token_ids) == request.max_tokens:
-                self.end(request, "length")
+        assert self.scheduler.num_waiting == sum(request.state is State.WAITING for request in self.requests)
 
     def drain(self) -> None:
         for _ in range(5000):
@@ -114,7 +156,7 @@ class Simulation:
         raise AssertionError("the requests never end")
 
 
-arrivals = st.tuples(st.just("add"), st.integers(1, 14), st.integers(1, 10), st.integers(0, 2))
+arrivals = st.tuples(st.just("add"), st.integers(1, 14), st.integers(1, 10), st.integers(0, 2), st.booleans())
 steps = st.tuples(st.just("step"), st.sampled_from([7, 7, 7, STOP_TOKEN]))
 aborts = st.tuples(st.just("abort"), st.integers(0, 30))
 
@@ -126,16 +168,17 @@ aborts = st.tuples(st.just("abort"), st.integers(0, 30))
     max_num_seqs=st.integers(1, 5),
     budget=st.integers(1, 20),
     ahead=st.booleans(),
+    burst=st.sampled_from([1, 1, 3, 4]),
 )
-def test_after_any_history_pages_add_up_and_every_request_ends_exactly_once(
-    history, num_pages, max_num_seqs, budget, ahead
+def test_after_any_history_pages_add_up_hold_what_they_should_and_every_request_ends_exactly_once(
+    history, num_pages, max_num_seqs, budget, ahead, burst
 ):
-    simulation = Simulation(num_pages=num_pages, max_num_seqs=max_num_seqs, budget=budget, ahead=ahead)
+    simulation = Simulation(num_pages=num_pages, max_num_seqs=max_num_seqs, budget=budget, ahead=ahead, burst=burst)
     for event, *values in history:
         if event == "add":
-            prompt, max_tokens, priority = values
-            name = str(len(simulation.requests))
-            simulation.add(make_request(name, prompt, max_tokens, len(simulation.requests), priority))
+            prompt, max_tokens, priority, cached = values
+            index = len(simulation.requests)
+            simulation.add(make_request(str(index), prompt, max_tokens, index, priority, cached))
         elif event == "step":
             simulation.step(values[0])
         elif simulation.requests:
@@ -145,10 +188,57 @@ def test_after_any_history_pages_add_up_and_every_request_ends_exactly_once(
             simulation.check_accounting()
     simulation.drain()
     assert simulation.ended.keys() == {request.request_id for request in simulation.requests}
-    assert simulation.pool.num_free == num_pages
+    assert simulation.pool.num_available == num_pages
     for request in simulation.requests:
         if simulation.ended[request.request_id] == "length":
             assert len(request.output_token_ids) == request.max_tokens
+
+
+def test_requests_that_arrive_together_share_the_prefix_that_the_first_computes():
+    simulation = Simulation(num_pages=64, max_num_seqs=4, budget=64, ahead=True)
+    first, second = make_request("a", 14, 2, 0), make_request("b", 14, 2, 1)
+    simulation.add(first)
+    simulation.add(second)
+    simulation.step(7)
+    assert second.num_cached == 12
+    assert second.pages[:3] == first.pages[:3]
+    assert second.pages[3] != first.pages[3]
+    simulation.drain()
+    assert (simulation.scheduler.prefix_cache_queries, simulation.scheduler.prefix_cache_hits) == (28, 12)
+
+
+def test_a_finished_sequence_leaves_its_full_pages_to_those_that_continue_it():
+    simulation = Simulation(num_pages=64, max_num_seqs=4, budget=64, ahead=True)
+    first = make_request("a", 6, 7, 0)
+    simulation.add(first)
+    simulation.drain()
+    follower = make_request("b", 0, 2, 1)
+    follower.prompt_token_ids = [*simulation.sequences[first][:13], 99]
+    simulation.add(follower)
+    simulation.drain()
+    assert follower.num_cached == 12
+
+
+def test_sequences_of_different_salts_share_nothing():
+    simulation = Simulation(num_pages=64, max_num_seqs=4, budget=64, ahead=True)
+    for name, salt in (("a", "one"), ("b", "two"), ("c", "one")):
+        request = make_request(name, 9, 1, len(simulation.requests))
+        request.cache_salt = root_key(salt)
+        simulation.add(request)
+    simulation.drain()
+    assert [request.num_cached for request in simulation.requests] == [0, 0, 8]
+
+
+def test_a_decode_step_brings_one_token_while_others_wait_and_a_burst_when_none_does():
+    simulation = Simulation(num_pages=64, max_num_seqs=1, budget=64, ahead=False, burst=3)
+    simulation.add(make_request("a", 4, 12, 0))
+    waiting = make_request("b", 4, 2, 1)
+    simulation.step(7)
+    simulation.step(7)
+    assert len(simulation.requests[0].output_token_ids) == 4
+    simulation.add(waiting)
+    simulation.step(7)
+    assert len(simulation.requests[0].output_token_ids) == 5
 
 
 def test_a_running_sequence_waits_no_longer_than_one_prefill_step():
@@ -159,8 +249,6 @@ def test_a_running_sequence_waits_no_longer_than_one_prefill_step():
     kinds = []
     for _ in range(20):
         kinds.append(type(simulation.scheduler.schedule()))
-        simulation.requests[0].in_flight = 0
-        simulation.requests[0].output_token_ids.append(7)
     assert (Prefill, Prefill) not in list(itertools.pairwise(kinds))
     assert kinds.count(Prefill) >= 9
 
@@ -186,13 +274,43 @@ def test_when_pages_run_out_the_last_in_order_gives_way_and_still_finishes():
 def test_the_pool_refuses_what_it_does_not_hold():
     pool = PagePool(3)
     pages = pool.take(2)
-    with pytest.raises(ValueError, match="2 pages wanted and 1 free"):
+    with pytest.raises(ValueError, match="2 pages wanted and 1 available"):
         pool.take(2)
     with pytest.raises(ValueError, match="not held"):
         pool.give_back([*pages, 2])
-    assert pool.num_free == 1
+    assert pool.num_available == 1
     pool.give_back(pages)
-    assert pool.num_free == 3
+    assert pool.num_available == 3
+
+
+def test_the_pool_overwrites_the_least_recently_used_cached_page_first_and_a_sequences_end_before_its_beginning():
+    pool = PagePool(5)
+    keys = page_keys(range(4 * PAGE), PAGE)
+    old, new = pool.take(2), pool.take(2)
+    pool.name(old, keys[:2])
+    pool.name(new, keys[2:])
+    pool.give_back(old)
+    pool.give_back(new)
+    assert (pool.num_cached, pool.num_available) == (4, 5)
+    assert pool.find(keys) == old + new
+    pool.take(2)  # the free page, and the end of the older sequence
+    assert pool.find(keys) == old[:1]
+    pool.share(old[:1])
+    assert pool.num_available == 2
+    pool.take(2)
+    assert pool.find(keys) == old[:1]
+    pool.forget()
+    assert pool.find(keys) == []
+    pool.give_back(old[:1])
+    assert (pool.num_cached, pool.num_available) == (0, 1)
+
+
+def test_a_pages_key_stands_for_all_tokens_before_it():
+    keys = page_keys([1, 2, 3, 4, 5, 6, 7, 8, 9], PAGE)
+    assert len(keys) == 2
+    assert page_keys([1, 2, 3, 4, 5, 6, 7, 8], PAGE) == keys
+    assert page_keys([0, 2, 3, 4, 5, 6, 7, 8], PAGE)[1] != keys[1]
+    assert page_keys([5, 6, 7, 8], PAGE, keys[0]) == keys[1:]
 
 
 def test_requests_are_told_apart_by_identity():

@@ -39,7 +39,7 @@ def test_nothing_compiles_after_warm_up_over_a_random_workload(tiny_llm):
     requests = [random_request(rng) for _ in range(60)]
     llm.generate([prompt for prompt, _ in requests], [params for _, params in requests])
     assert compilations.count == before
-    assert llm.engine.pool.num_free == 20
+    assert llm.engine.pool.num_available == 20
 
 
 def test_the_counter_counts():

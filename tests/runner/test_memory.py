@@ -18,18 +18,18 @@ def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclasses.dataclass
 class GPU:
-    """A GPU of 100 GiB of which JAX has reserved `share`; 20 GiB of weights lie on it, and `others` beside them."""
+    """A GPU of 100 GiB of which JAX has reserved `share`, and somebody's arrays occupy `others`."""
 
     share: float
     others: int = 0
     platform: str = "cuda"
 
     def memory_stats(self) -> dict[str, int]:
-        return {"bytes_limit": int(self.share * 100 * GIB), "bytes_in_use": (20 + self.others) * GIB}
+        return {"bytes_limit": int(self.share * 100 * GIB), "bytes_in_use": self.others * GIB}
 
 
 def pages(gpu: GPU, utilization: float, *, devices: int = 1, wanted: int = 10**6) -> int:
-    """Pages of a GiB each that are planned beside the weights and 5 GiB of working memory on each device."""
+    """Pages of a GiB each that are planned beside 20 GiB of weights and 5 GiB of working memory on each device."""
     return plan_pages(
         page_bytes=GIB,
         wanted=wanted,
@@ -70,7 +70,7 @@ def test_a_jax_that_runs_already_keeps_what_it_has(monkeypatch):
     with pytest.warns(UserWarning, match="before anything else uses JAX"):
         assert pages(GPU(share=0.75), 0.9) == 75 - 20 - 5
     assert pages(GPU(share=0.75), 0.6) == 60 - 20 - 5  # of the GPU, not of what JAX has reserved
-    assert pages(GPU(share=0.75, others=30), 0.6) == 75 - 50 - 5  # beside the arrays of someone else
+    assert pages(GPU(share=0.75, others=30), 0.6) == 75 - 30 - 20 - 5  # beside the arrays of someone else
 
 
 def test_too_little_memory_is_an_error_that_says_what_to_do():

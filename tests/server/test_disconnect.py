@@ -28,7 +28,7 @@ def slow(llm: LLM, server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Eng
 
 
 def idle(engine: Engine) -> bool:
-    return engine.pool.num_free == engine.pool.num_pages and not engine.has_unfinished
+    return engine.pool.num_available == engine.pool.num_pages and not engine.has_unfinished
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -52,20 +52,21 @@ def decode_bandwidth(
 ) -> dict[str, float] | None:
     """Means over the decode steps among `steps`; None if there are none.
 
-    A step reads all weights once, and the keys and values of every position that its rows attend to. That is the least
-    that any implementation reads; padding, logits and activations are not counted.
+    Each pass of the model reads all weights once, and the keys and values of every position that its rows attend to.
+    That is the least that any implementation reads; padding, logits and activations are not counted.
     """
     decode = [step for step in steps if step.decode]
     if not decode:
         return None
     seconds = sum(step.seconds for step in decode)
     kv_bytes = kv_bytes_per_token * sum(step.positions_read for step in decode)
-    achieved = (len(decode) * weight_bytes + kv_bytes) / seconds
+    passes = sum(step.repeats for step in decode)
+    achieved = (passes * weight_bytes + kv_bytes) / seconds
     return {
         "weight_bytes_per_step": weight_bytes,
-        "kv_bytes_per_step": kv_bytes / len(decode),
-        "bytes_per_step": weight_bytes + kv_bytes / len(decode),
-        "step_seconds": seconds / len(decode),
+        "kv_bytes_per_step": kv_bytes / passes,
+        "bytes_per_step": weight_bytes + kv_bytes / passes,
+        "step_seconds": seconds / passes,
         "bytes_per_second": achieved,
         "share_of_memory_bandwidth": achieved / memory_bytes_per_second,
     }

@@ -22,6 +22,7 @@ class Step:
     rows: int  # sequences
     tokens: int  # computed
     positions_read: int  # whose keys and values a decode step's rows attend to, each row's own counted
+    repeats: int = 1  # times that the model ran: tokens of each row in a decode step
 
 
 class StepRecorder:
@@ -38,9 +39,15 @@ class StepRecorder:
     def __call__(self, batch: StepBatch) -> None:
         now = time.perf_counter()
         decode = isinstance(batch.arrays, DecodeArrays)
-        positions = batch.arrays.positions[batch.arrays.positions >= 0]  # the others are padding
-        read = int(positions.sum()) + len(positions) if decode else 0
-        self.steps.append(Step(decode, now - self._since, batch.num_rows, len(positions), read))
+        arrays = batch.arrays
+        positions = arrays.positions[arrays.positions >= 0].astype(np.int64)  # the others are padding
+        tokens, read, repeats = len(positions), 0, 1
+        if isinstance(arrays, DecodeArrays):
+            counts = arrays.counts[: len(positions)]
+            tokens, repeats = int(counts.sum()), int(arrays.steps)
+            # A row's first token attends to position + 1 positions, each further one to one more.
+            read = int((counts * (positions + 1) + counts * (counts - 1) // 2).sum())
+        self.steps.append(Step(decode, now - self._since, batch.num_rows, tokens, read, repeats))
         self._since = now
 
 

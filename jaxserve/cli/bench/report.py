@@ -45,6 +45,11 @@ def _table(*columns: str) -> Table:
     return table
 
 
+def statistics_table(title: str) -> Table:
+    """A table whose rows are statistics as `measurement.summary` gives them."""
+    return _table(title, *_STATISTICS)
+
+
 def _rates(report: dict[str, Any]) -> Table:
     table = _table("run", "")
     table.add_row("seconds", f"{report['run_seconds']:.2f}")
@@ -56,7 +61,7 @@ def _rates(report: dict[str, Any]) -> Table:
 
 
 def _times(report: dict[str, Any]) -> Table:
-    table = _table("milliseconds", *_STATISTICS)
+    table = statistics_table("milliseconds")
     for name, seconds in (
         ("time to first token (TTFT)", report["ttft_seconds"]),
         ("time per output token (TPOT)", report["tpot_seconds"]),
@@ -66,11 +71,12 @@ def _times(report: dict[str, Any]) -> Table:
         ("decode step", report["steps"]["decode"]["step_seconds"]),
     ):
         if seconds:
-            table.add_row(name, *(_milliseconds(seconds[statistic]) for statistic in _STATISTICS))
+            table.add_row(name, *(milliseconds(seconds[statistic]) for statistic in _STATISTICS))
     return table
 
 
-def _milliseconds(seconds: float) -> str:
+def milliseconds(seconds: float) -> str:
+    """Seconds as milliseconds, in a table."""
     return f"{1000 * seconds:.2f}" if seconds < 1 else f"{1000 * seconds:.0f}"
 
 

@@ -39,7 +39,7 @@ def products_that_the_interpreter_knows(monkeypatch):
             id="tiles-of-one-head-with-two-masked-edges",
         ),
         pytest.param(
-            {"rows": [(9, 40), (450, 64)], "tile_size": 64, "kv_heads": 2, "group": 3, "head_dim": 80, "page_size": 32}
+            {"rows": [(9, 40), (490, 64)], "tile_size": 64, "kv_heads": 2, "group": 3, "head_dim": 80, "page_size": 32}
             | {"window": 300, "soft_cap": 2.0, "with_sinks": True},
             id="everything-at-once-with-a-head-that-has-no-other-beside-it",
         ),

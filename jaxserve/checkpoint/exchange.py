@@ -1,0 +1,72 @@
+"""Parameters handed from a trainer to an engine that serves the same model."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxserve.checkpoint.fusing import unfused
+from jaxserve.checkpoint.huggingface import abstract_model
+from jaxserve.checkpoint.placement import Plan, place
+from jaxserve.errors import InputError
+from jaxserve.models.config import ModelConfig
+
+
+class Handover(NamedTuple):
+    """A new array for one parameter, and the `parts` that it and the served one are fused of."""
+
+    name: str
+    array: jax.Array
+    own_parts: tuple[int, ...]
+    parts: tuple[int, ...]
+
+
+def match(new: nnx.State, served: nnx.State, config: ModelConfig) -> list[Handover]:
+    """What `new` holds for each of `served`'s arrays, in the order of `jax.tree.leaves`. Nothing is moved.
+
+    `config` is the model as it stands on the mesh; where that repeats KV heads, `new` may hold them once.
+    `InputError` names the parameter that is missing, left over or of another shape.
+    """
+    if not isinstance(new, nnx.State):
+        raise InputError(f"the new weights are a {type(new).__name__}; give a Flax state, such as nnx.state(model)")
+    given = {_name(path): variable for path, variable in nnx.to_flat_state(new)}
+    targets = nnx.to_flat_state(served)
+    once = dict(nnx.to_flat_state(abstract_model(config.stored, jnp.dtype(jnp.float32))[1]))
+    found = []
+    for path, target in targets:
+        name = _name(path)
+        if name not in given:
+            raise InputError(f"the new weights have no parameter {name}, which {config.architecture} needs")
+        array = given.pop(name)[...]
+        if array.shape not in (target.shape, once[path].shape):
+            raise InputError(
+                f"parameter {name} of the new weights has shape {list(array.shape)}, and the one served has "
+                f"{list(target.shape)}; they do not belong together"
+            )
+        own = target if array.shape == target.shape else once[path]
+        found.append(Handover(name, array, own.get_metadata()["parts"], target.get_metadata()["parts"]))
+    if given:
+        raise InputError(
+            f"the new weights hold {min(given)!r}, first of {len(given)} that {config.architecture} has no place for"
+        )
+    numbered = nnx.from_flat_state([(path, target.replace(i)) for i, (path, target) in enumerate(targets)])
+    return [found[number] for number in jax.tree.leaves(numbered)]
+
+
+def place_like(new: Handover, old: jax.Array) -> jax.Array:
+    """The new array with the old one's shape, dtype and place; the very array where it has them."""
+    array = new.array
+    if array.dtype != old.dtype:
+        array = array.astype(old.dtype)
+    if array.shape != old.shape:  # KV heads to repeat: over the host, which compiles nothing
+        sources = unfused(new.name, np.asarray(array), new.own_parts, new.parts)
+        return place([Plan(old.shape, np.dtype(old.dtype), old.sharding, sources)])[0]
+    if array.committed and array.sharding.is_equivalent_to(old.sharding, array.ndim):
+        return array
+    return jax.device_put(array, old.sharding)
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return ".".join(map(str, path))

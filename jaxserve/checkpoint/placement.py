@@ -1,0 +1,159 @@
+"""Arrays on a mesh from memory-mapped files: each device's part is filled by many threads and placed directly."""
+
+import collections
+import itertools
+import logging
+import math
+import mmap
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from jaxserve.checkpoint.fusing import Source, overlaps
+
+logger = logging.getLogger(__name__)
+
+# A thread takes a task at a time, and of that as much as its cache holds while it looks for NaN.
+_TASK_BYTES, _CACHED_BYTES = 8 * 2**20, 2**19
+_HUGE_PAGE_BYTES = 2 * 2**20
+_ALIGNMENT = 64  # XLA on the CPU uses memory so aligned where it lies, and copies any other
+_INFINITY = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000}
+
+
+class Plan(NamedTuple):
+    """One array to make: of which shape and dtype, how split, and out of what."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    sharding: NamedSharding
+    sources: list[Source]
+
+
+class _Shard(NamedTuple):
+    plan: int
+    devices: list[jax.Device]
+    memory: np.ndarray
+    tasks: list[Future]
+
+
+def place(plans: list[Plan], on_bytes: Callable[[int, int], None] = lambda done, total: None) -> list[jax.Array]:
+    """The arrays of `plans`. Host memory stays within the largest shard, besides the arrays where that is on the host.
+
+    A tensor that holds NaN is warned of by name. `on_bytes` is told how many bytes of how many are in place.
+    """
+    shards = [_shards(plan) for plan in plans]
+    sizes = [[_shard_bytes(plan, index) for index in parts] for plan, parts in zip(plans, shards, strict=True)]
+    room, total = max(itertools.chain(*sizes), default=0), sum(itertools.chain(*sizes))
+    placed: list[list[jax.Array]] = [[] for _ in plans]
+    waiting: collections.deque[_Shard] = collections.deque()
+    with_nan: dict[str, None] = {}
+    done = held = 0
+
+    def finish() -> None:
+        nonlocal done, held
+        shard = waiting.popleft()
+        for task in shard.tasks:
+            with_nan.update(dict.fromkeys(task.result()))
+        arrays = [jax.device_put(shard.memory, device) for device in shard.devices]
+        jax.block_until_ready(arrays)
+        placed[shard.plan] += arrays
+        held -= shard.memory.nbytes
+        done += shard.memory.nbytes
+        on_bytes(done, total)
+
+    # More threads than cores keep a disk busy that has to be waited for.
+    with ThreadPoolExecutor(max(4, os.cpu_count() or 1)) as pool:
+        for number, plan in enumerate(plans):
+            for (index, devices), size in zip(shards[number].items(), sizes[number], strict=True):
+                while waiting and held + size > room:
+                    finish()
+                memory = _zeros(_shard_shape(plan, index), plan.dtype)
+                held += size
+                copies = overlaps(plan.sources, plan.shape, index, memory)
+                waiting.append(_Shard(number, devices, memory, [pool.submit(_copy, *task) for task in _tasks(copies)]))
+                del memory, copies
+        while waiting:
+            finish()
+    for name in with_nan:
+        logger.warning("tensor %r holds NaN, so that the model's output may be of no use; download it again", name)
+    return [
+        jax.make_array_from_single_device_arrays(plan.shape, plan.sharding, arrays)
+        for plan, arrays in zip(plans, placed, strict=True)
+    ]
+
+
+def copy(target: np.ndarray, source: np.ndarray) -> None:
+    """`target[...] = source`, as quick for the dtypes that numpy does not know itself."""
+    if target.dtype == source.dtype:
+        bits = f"u{target.dtype.itemsize}"
+        target, source = target.view(bits), source.view(bits)
+    np.copyto(target, source, casting="unsafe")
+
+
+def _shards(plan: Plan) -> dict[tuple[slice, ...], list[jax.Device]]:
+    """The parts that this process's devices hold, each with those that hold it."""
+    parts: dict[tuple[slice, ...], list[jax.Device]] = {}
+    for device, index in plan.sharding.addressable_devices_indices_map(plan.shape).items():
+        parts.setdefault(index or (), []).append(device)
+    return parts
+
+
+def _shard_shape(plan: Plan, index: tuple[slice, ...]) -> tuple[int, ...]:
+    return tuple(len(range(size)[part]) for size, part in zip(plan.shape, index, strict=True))
+
+
+def _shard_bytes(plan: Plan, index: tuple[slice, ...]) -> int:
+    return math.prod(_shard_shape(plan, index)) * plan.dtype.itemsize
+
+
+def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Zeros, aligned as XLA wants them; on huge pages where they fill some, which take a third of the time."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < _HUGE_PAGE_BYTES:
+        memory = np.zeros(size + _ALIGNMENT, np.uint8)
+        start = -memory.ctypes.data % _ALIGNMENT
+        memory = memory[start : start + size]
+    else:
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux
+            pages.madvise(mmap.MADV_HUGEPAGE)
+        memory = np.frombuffer(pages, np.uint8)
+    return memory.view(dtype).reshape(shape)
+
+
+def _tasks(
+    copies: Iterable[tuple[Source, np.ndarray, np.ndarray]],
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    for source, target, rows in copies:
+        for part in _cut(target, _TASK_BYTES):
+            yield source.name, target[part], rows[part]
+
+
+def _cut(array: np.ndarray, most_bytes: int) -> Iterator[slice]:
+    """Slices of the first axis of at most that many bytes, and one row at least."""
+    step = max(1, most_bytes * len(array) // max(array.nbytes, 1))
+    return (slice(start, start + step) for start in range(0, len(array), step))
+
+
+def _copy(name: str, target: np.ndarray, source: np.ndarray) -> list[str]:
+    """Copy; the name comes back if there was NaN."""
+    found = False
+    for part in _cut(target, _CACHED_BYTES):
+        copy(target[part], source[part])
+        found = found or _has_nan(target[part])
+    return [name] if found else []
+
+
+def _has_nan(values: np.ndarray) -> bool:
+    """Whether a NaN is among the numbers, of which it has the highest bits under either sign."""
+    infinity = _INFINITY.get(values.dtype.name)
+    if infinity is None:
+        return False
+    size = values.dtype.itemsize
+    minus_infinity = infinity | 1 << 8 * size - 1
+    return bool(values.view(f"i{size}").max() > infinity or values.view(f"u{size}").max() > minus_infinity)

@@ -1,0 +1,84 @@
+"""An engine whose device is simulated: what the host costs, and what scheduling does to a trace of requests."""
+
+import dataclasses
+import heapq
+import time
+from collections.abc import Sequence
+from typing import Any, cast
+
+from jaxserve.config import ResolvedConfig
+from jaxserve.engine.engine import Engine
+from jaxserve.engine.startup import Loaded
+from jaxserve.models.config import ModelConfig
+from jaxserve.runner.buckets import Buckets
+from jaxserve.runner.runner import Runner
+from jaxserve.runner.simulated import CostModel, SimulatedRunner
+from jaxserve.sampling_params import SamplingParams
+
+_VOCAB = 32_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrival:
+    """A request of a trace: when it comes, in seconds, and its tokens."""
+
+    time: float
+    prompt_token_ids: list[int]
+    max_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """What a request of a trace saw, in seconds: when it was given tokens, and how many had come by then."""
+
+    arrival: Arrival
+    times: list[float]
+    counts: list[int]
+
+    @property
+    def ttft(self) -> float:
+        return self.times[0] - self.arrival.time
+
+    @property
+    def gaps(self) -> list[float]:
+        """Times between two deliveries of tokens."""
+        return [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
+
+
+def simulated_engine(cost: CostModel, *, virtual: bool = True, **settings: Any) -> tuple[Engine, SimulatedRunner]:
+    """An engine over a simulated device, and that device; with `virtual`, the engine lives on the device's clock.
+
+    `settings` are `EngineConfig`'s; `max_num_seqs`, `max_num_batched_tokens`, `max_model_len` and `num_pages` have to
+    be among them.
+    """
+    config = ResolvedConfig(model="", skip_tokenizer_init=True, **settings)
+    buckets = Buckets.of(
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_model_len=config.max_model_len,
+        page_size=config.page_size,
+    )
+    model = ModelConfig("Simulated", _VOCAB, 1, 1, 1, 1, 1, 2, config.max_model_len)
+    runner = SimulatedRunner(cost, max_decode_steps=config.max_decode_steps)
+    loaded = Loaded(config, model, None, frozenset(), {}, buckets, cast(Runner, runner), "simulated", {})
+    return Engine(loaded, runner.clock if virtual else time.perf_counter), runner
+
+
+def serve_trace(engine: Engine, runner: SimulatedRunner, trace: Sequence[Arrival]) -> list[Served]:
+    """Let every request of `trace` arrive at its time, and run all of them; in the trace's order."""
+    served = [Served(arrival, [], []) for arrival in trace]
+    coming = [(arrival.time, index) for index, arrival in enumerate(trace)]
+    heapq.heapify(coming)
+    while coming or engine.has_unfinished:
+        if not engine.has_unfinished:
+            runner.wait_until(coming[0][0])
+        while coming and coming[0][0] <= runner.clock():
+            _, index = heapq.heappop(coming)
+            arrival = trace[index]
+            params = SamplingParams(temperature=0, max_tokens=arrival.max_tokens, ignore_eos=True)
+            engine.add({"prompt_token_ids": arrival.prompt_token_ids}, params, request_id=str(index))
+        for delta in engine.step():
+            request = served[int(delta.request_id)]
+            request.times.append(runner.clock())
+            request.counts.append(len(delta.outputs[0].token_ids))
+    return served

@@ -1,0 +1,97 @@
+"""Building the C++ kernels of this folder with the machine's own compiler, once, and making them known to XLA."""
+
+import ctypes
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import jax
+import jaxlib
+
+CACHE = Path("~/.cache/jaxserve/native")
+NEEDED_CPU_FLAGS = frozenset({"avx512f", "avx512bw", "avx512_bf16"})
+TARGETS = ("matmul_nk", "paged_decode_attention", "paged_prefill_attention")
+
+_HERE = Path(__file__).parent
+_FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
+_log = logging.getLogger(__name__)
+
+
+class Unavailable(Exception):
+    """Why the kernels cannot run here, in one sentence."""
+
+
+def target(name: str) -> str:
+    """The name by which XLA knows the kernel `name`."""
+    return f"jaxserve_{name}"
+
+
+@cache
+def refusal() -> str | None:
+    """Why the kernels cannot be called, or None. The first call builds and registers them, and logs a reason."""
+    try:
+        library = ctypes.CDLL(str(_built()))
+    except (Unavailable, OSError) as error:
+        _log.warning("plain XLA instead of the native CPU kernels: %s", error)
+        return str(error)
+    for name in TARGETS:
+        jax.ffi.register_ffi_target(target(name), jax.ffi.pycapsule(getattr(library, target(name))), platform="cpu")
+    return None
+
+
+def available() -> bool:
+    """Whether the kernels can be called."""
+    return refusal() is None
+
+
+def serves(array: jax.Array) -> bool:
+    """Whether the kernels run where `array` lies, or will lie when what is being traced runs: on one CPU device."""
+    mesh = jax.typeof(array).sharding.mesh
+    device = mesh.abstract_device
+    return mesh.size == 1 and device is not None and device.platform == "cpu" and available()
+
+
+def _built() -> Path:
+    """The shared library, compiled unless it lies in the cache."""
+    cpu_flags = _cpu_flags()
+    if missing := NEEDED_CPU_FLAGS - cpu_flags:
+        raise Unavailable(f"this CPU has no {', '.join(sorted(missing))}")
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        raise Unavailable("there is no C++ compiler (g++ or clang++) on PATH")
+    sources = sorted(_HERE.glob("*.cc"))
+    version = _run(compiler, "--version").splitlines()[0]
+    parts = [version, jaxlib.__version__, *_FLAGS, *sorted(cpu_flags)]
+    parts += [path.read_text() for path in (*sources, *sorted(_HERE.glob("*.h")))]
+    library = CACHE.expanduser() / f"{hashlib.sha256('\0'.join(parts).encode()).hexdigest()[:24]}.so"
+    if not library.exists():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+            made = Path(scratch) / library.name
+            _run(compiler, *_FLAGS, "-isystem", jax.ffi.include_dir(), *map(str, sources), "-o", str(made))
+            made.replace(library)  # whole or not at all, whoever else is building it
+    return library
+
+
+def _cpu_flags() -> frozenset[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError as error:
+        raise Unavailable("/proc/cpuinfo, which names the CPU's instructions, cannot be read") from error
+    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), ()))
+
+
+def _run(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        raise Unavailable(f"{command[0]} does not run ({error.strerror})") from error
+    if done.returncode:
+        errors = [line for line in done.stderr.splitlines() if "error" in line] or ["no message"]
+        raise Unavailable(f"{command[0]} failed ({errors[0]})")
+    return done.stdout

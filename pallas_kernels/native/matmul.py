@@ -1,0 +1,19 @@
+"""Products with bf16 weights on the CPU."""
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.native.library import target
+from pallas_kernels.xla.matmul import matmul_nk as xla_matmul_nk
+
+
+@jax.custom_jvp
+def matmul_nk(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """`x` bf16 `[rows, in]` times `weight` bf16 `[out, in]` transposed: float32 `[rows, out]`."""
+    result = jax.ShapeDtypeStruct((x.shape[0], weight.shape[0]), jnp.float32)
+    return jax.ffi.ffi_call(target("matmul_nk"), result, vmap_method="sequential")(x, weight)
+
+
+@matmul_nk.defjvp
+def _matmul_nk_jvp(primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]) -> tuple:
+    return jax.jvp(xla_matmul_nk, primals, tangents)

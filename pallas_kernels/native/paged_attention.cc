@@ -1,0 +1,365 @@
+// Attention of each sequence's newest tokens over its own pages, in bf16 (AVX512-BF16) or float32.
+//
+// A thread takes one KV head of a few tokens of one sequence at a time and reads its keys and values once, page by page,
+// under a running softmax. Pages lie in memory as [pages, kv_heads, page_size, head_dim], so that a page's keys of one head are
+// one stretch; while they are multiplied, the page's values are fetched, and meanwhile the next page's keys.
+
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "parallel.h"
+#include "vectors.h"
+
+namespace native {
+namespace {
+
+namespace ffi = xla::ffi;
+
+constexpr int64_t kLeastBytes = 32 * 1024;  // of keys and values, that a thread takes at a time
+constexpr float kMasked = -1e30f;  // finite: exp(kMasked - kMasked) is no NaN
+
+struct Shape {
+  int64_t heads, kv_heads, head_dim, value_dim, page_size, pages, max_pages;
+  int64_t window;         // 0: all positions
+  float scale, soft_cap;  // soft_cap 0: none
+};
+
+template <typename T>
+struct Arrays {
+  const T *q, *k_pages, *v_pages;  // q [tokens, heads, head_dim]
+  const int32_t* page_table;
+  const float* sinks;  // or null
+  T* out;              // [tokens, heads, value_dim]
+};
+
+// Tokens of one sequence, from flat index `start` on, the first at `position`.
+struct Queries {
+  int64_t row, start, count, position;
+};
+
+// Two vectors of 16 values that belong to 32 of the head's dimensions, and what weighs them.
+template <typename T>
+struct Values;
+
+// Two keys at a time, whose values are interleaved: the dimensions come in another order, which `store` undoes.
+template <>
+struct Values<bf16> {
+  static constexpr int kKeys = 2;
+
+  static void load_block(const bf16* first, const bf16* second, __m512bh (&block)[2]) {
+    const __m512i a = _mm512_loadu_si512(first), b = second ? _mm512_loadu_si512(second) : _mm512_setzero_si512();
+    block[0] = (__m512bh)_mm512_unpacklo_epi16(a, b);
+    block[1] = (__m512bh)_mm512_unpackhi_epi16(a, b);
+  }
+
+  static __m512bh weight(const bf16* weights) {
+    int32_t both;
+    std::memcpy(&both, weights, sizeof both);
+    return (__m512bh)_mm512_set1_epi32(both);
+  }
+
+  static void store_weights(bf16* to, __m512 weights) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(weights));
+  }
+
+  static void store(bf16* to, __m512 low, __m512 high) {
+    const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
+    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(_mm512_permutex2var_ps(low, second, high),
+                                                         _mm512_permutex2var_ps(low, first, high)));
+  }
+};
+
+template <>
+struct Values<float> {
+  static constexpr int kKeys = 1;
+
+  static void load_block(const float* first, const float*, __m512 (&block)[2]) {
+    block[0] = load(first);
+    block[1] = load(first + 16);
+  }
+
+  static __m512 weight(const float* weights) { return _mm512_set1_ps(*weights); }
+
+  static void store_weights(float* to, __m512 weights) { _mm512_storeu_ps(to, weights); }
+
+  static void store(float* to, __m512 low, __m512 high) {
+    _mm512_storeu_ps(to, low);
+    _mm512_storeu_ps(to + 16, high);
+  }
+};
+
+void fetch(const void* from, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += 64) _mm_prefetch(static_cast<const char*>(from) + at, _MM_HINT_T1);
+}
+
+// What one thread works in. Its query vectors are those of one KV head, each token's one after the other.
+template <typename T>
+struct Worker {
+  const Shape& shape;
+  const Arrays<T>& arrays;
+  const int64_t group, width;  // width: keys of a page, with room for whole registers
+  int64_t vectors = 0;
+  std::vector<const T*> q;
+  std::vector<float> scores;                           // [vectors, width]
+  std::vector<T> weights;                              // [vectors, width]
+  std::vector<float> accumulated;                      // [vectors, value_dim]
+  std::vector<float> largest, weight, shrink;          // [vectors]
+  std::vector<int64_t> first_visible, last_visible;    // [vectors], positions, both included
+
+  Worker(const Shape& s, const Arrays<T>& a, int64_t most)
+      : shape(s), arrays(a), group(s.heads / s.kv_heads), width((s.page_size + 31) / 16 * 16), q(most * group),
+        scores(q.size() * width), weights(q.size() * width), accumulated(q.size() * s.value_dim), largest(q.size()),
+        weight(q.size()), shrink(q.size()), first_visible(q.size()), last_visible(q.size()) {}
+
+  // Scores of `VECTORS` queries and keys [begin, end) of a page; fetches `ahead`, as long as the keys are.
+  template <int VECTORS>
+  void score(int64_t vector, const T* keys, int64_t begin, int64_t end, const char* ahead) {
+    constexpr int kKeys = 16 / VECTORS;
+    const int64_t dim = shape.head_dim, step = 64 / sizeof(T);
+    for (int64_t key = begin; key < end; key += kKeys) {
+      __m512 acc[16];
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) acc[i] = _mm512_setzero_ps();
+      const T* rows[kKeys];
+#pragma GCC unroll 16
+      for (int i = 0; i < kKeys; ++i) rows[i] = keys + std::min(key + i, end - 1) * dim;
+      for (int64_t d = 0; d < dim; d += step) {
+#pragma GCC unroll 16
+        for (int i = 0; i < kKeys; ++i) {
+          const auto k = load(rows[i] + d);
+#pragma GCC unroll 4
+          for (int v = 0; v < VECTORS; ++v)
+            acc[v * kKeys + i] = multiply_add(acc[v * kKeys + i], k, load(q[vector + v] + d));
+        }
+      }
+      if (ahead) fetch(ahead + key * dim * sizeof(T), kKeys * dim * sizeof(T));
+      float found[16];
+      _mm512_storeu_ps(found, sums(acc));
+      for (int v = 0; v < VECTORS; ++v)
+        std::memcpy(&scores[(vector + v) * width + key - begin], found + v * kKeys, kKeys * sizeof(float));
+    }
+  }
+
+  // Turns the scores of keys [begin, end), whose first is at `position`, into weights under the softmax so far.
+  void weigh(int64_t vector, int64_t position, int64_t count) {
+    float* const s = &scores[vector * width];
+    const __m512i first = _mm512_set1_epi32(std::max<int64_t>(first_visible[vector] - position, 0));
+    const __m512i last = _mm512_set1_epi32(std::min<int64_t>(last_visible[vector] - position, count - 1));
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    auto visible = [&](int64_t i) {
+      const __m512i key = _mm512_add_epi32(lanes, _mm512_set1_epi32(i));
+      return _mm512_cmp_epi32_mask(key, first, _MM_CMPINT_NLT) & _mm512_cmp_epi32_mask(key, last, _MM_CMPINT_LE);
+    };
+    __m512 top = _mm512_set1_ps(kMasked);
+    for (int64_t i = 0; i < count; i += 16) {
+      __m512 x = _mm512_mul_ps(load(s + i), _mm512_set1_ps(shape.scale));
+      if (shape.soft_cap) {  // tanh(x) = 1 - 2 / (e^2x + 1)
+        const __m512 cap = _mm512_set1_ps(shape.soft_cap), one = _mm512_set1_ps(1), two = _mm512_set1_ps(2);
+        const __m512 grown = exponential(_mm512_min_ps(_mm512_mul_ps(two, _mm512_div_ps(x, cap)), _mm512_set1_ps(80)));
+        x = _mm512_mul_ps(cap, _mm512_sub_ps(one, _mm512_div_ps(two, _mm512_add_ps(grown, one))));
+      }
+      x = _mm512_mask_mov_ps(_mm512_set1_ps(kMasked), visible(i), x);
+      _mm512_storeu_ps(s + i, x);
+      top = _mm512_max_ps(top, x);
+    }
+    const float now_largest = std::max(largest[vector], _mm512_reduce_max_ps(top));
+    __m512 sum = _mm512_setzero_ps();
+    for (int64_t i = 0; i < count; i += 16) {
+      const __m512 weights_here =
+          _mm512_maskz_mov_ps(visible(i), exponential(_mm512_sub_ps(load(s + i), _mm512_set1_ps(now_largest))));
+      sum = _mm512_add_ps(sum, weights_here);
+      Values<T>::store_weights(&weights[vector * width + i], weights_here);
+    }
+    shrink[vector] = std::exp(largest[vector] - now_largest);
+    weight[vector] = weight[vector] * shrink[vector] + _mm512_reduce_add_ps(sum);
+    largest[vector] = now_largest;
+  }
+
+  // Adds the weighted values of keys [begin, end) to `VECTORS` accumulators; fetches `ahead`, as long as the values are.
+  template <int VECTORS>
+  void add_values(int64_t vector, const T* values, int64_t begin, int64_t end, const char* ahead) {
+    constexpr int kBlocks = VECTORS <= 2 ? 4 : 2;  // of 32 dimensions, that are summed up together
+    constexpr int kKeys = Values<T>::kKeys;
+    const int64_t dim = shape.value_dim;
+    auto some = [&](int64_t d, auto blocks_constant) {
+      constexpr int kHere = decltype(blocks_constant)::value;
+      __m512 acc[VECTORS][kHere][2];
+#pragma GCC unroll 4
+      for (int v = 0; v < VECTORS; ++v) {
+        const __m512 by = _mm512_set1_ps(shrink[vector + v]);
+#pragma GCC unroll 8
+        for (int i = 0; i < 2 * kHere; ++i)
+          acc[v][i / 2][i % 2] = _mm512_mul_ps(by, load(&accumulated[(vector + v) * dim + d + 16 * i]));
+      }
+      for (int64_t key = begin; key < end; key += kKeys) {
+        const T* const first = values + key * dim + d;
+        const T* const second = key + 1 < end ? first + dim : nullptr;
+#pragma GCC unroll 4
+        for (int b = 0; b < kHere; ++b) {
+          decltype(load(values)) block[2];
+          Values<T>::load_block(first + 32 * b, second ? second + 32 * b : nullptr, block);
+#pragma GCC unroll 4
+          for (int v = 0; v < VECTORS; ++v) {
+            const auto by = Values<T>::weight(&weights[(vector + v) * width + key - begin]);
+            acc[v][b][0] = multiply_add(acc[v][b][0], block[0], by);
+            acc[v][b][1] = multiply_add(acc[v][b][1], block[1], by);
+          }
+        }
+        if (ahead && d == 0) fetch(ahead + key * dim * sizeof(T), kKeys * dim * sizeof(T));
+      }
+#pragma GCC unroll 4
+      for (int v = 0; v < VECTORS; ++v)
+#pragma GCC unroll 8
+        for (int i = 0; i < 2 * kHere; ++i)
+          _mm512_storeu_ps(&accumulated[(vector + v) * dim + d + 16 * i], acc[v][i / 2][i % 2]);
+    };
+    int64_t d = 0;
+    for (; d + 32 * kBlocks <= dim; d += 32 * kBlocks) some(d, std::integral_constant<int, kBlocks>{});
+    for (; d < dim; d += 32) some(d, std::integral_constant<int, 1>{});
+  }
+
+  // `each<VECTORS>(vector, first)` for all query vectors, in fours and what is left.
+  template <typename Each>
+  void in_groups(const Each& each) {
+    int64_t vector = 0;
+    for (; vector + 4 <= vectors; vector += 4) each(std::integral_constant<int, 4>{}, vector);
+    if (vector + 2 <= vectors) each(std::integral_constant<int, 2>{}, vector), vector += 2;
+    if (vector < vectors) each(std::integral_constant<int, 1>{}, vector);
+  }
+
+  void run(const Queries& queries, int64_t head) {
+    const int64_t size = shape.page_size, length = queries.position + queries.count;
+    vectors = queries.count * group;
+    for (int64_t v = 0; v < vectors; ++v) {
+      const int64_t h = head * group + v % group;
+      q[v] = arrays.q + ((queries.start + v / group) * shape.heads + h) * shape.head_dim;
+      last_visible[v] = queries.position + v / group;
+      first_visible[v] = shape.window ? std::max<int64_t>(0, last_visible[v] - shape.window + 1) : 0;
+      largest[v] = arrays.sinks ? arrays.sinks[h] : kMasked;
+      weight[v] = arrays.sinks ? 1 : 0;
+    }
+    std::fill(accumulated.begin(), accumulated.end(), 0.0f);
+    const int64_t oldest = first_visible[0], last_page = (length + size - 1) / size;
+    const int32_t* const pages = arrays.page_table + queries.row * shape.max_pages;
+    auto page = [&](const T* all, int64_t index, int64_t dim) {
+      const int64_t id = std::clamp<int64_t>(pages[std::min(index, shape.max_pages - 1)], 0, shape.pages - 1);
+      return all + (id * shape.kv_heads + head) * size * dim;
+    };
+    for (int64_t index = oldest / size; index < last_page; ++index) {
+      const int64_t begin = std::max<int64_t>(0, oldest - index * size), end = std::min(size, length - index * size);
+      const T* const keys = page(arrays.k_pages, index, shape.head_dim);
+      const T* const values = page(arrays.v_pages, index, shape.value_dim);
+      const T* const next = index + 1 < last_page ? page(arrays.k_pages, index + 1, shape.head_dim) : nullptr;
+      in_groups([&](auto count, int64_t v) {
+        score<decltype(count)::value>(v, keys, begin, end, v ? nullptr : reinterpret_cast<const char*>(values));
+      });
+      for (int64_t v = 0; v < vectors; ++v) weigh(v, index * size + begin, end - begin);
+      in_groups([&](auto count, int64_t v) {
+        add_values<decltype(count)::value>(v, values, begin, end, v ? nullptr : reinterpret_cast<const char*>(next));
+      });
+    }
+    for (int64_t v = 0; v < vectors; ++v) {
+      const int64_t h = head * group + v % group;
+      T* const to = arrays.out + ((queries.start + v / group) * shape.heads + h) * shape.value_dim;
+      const __m512 by = _mm512_set1_ps(1 / std::max(weight[v], 1e-30f));
+      for (int64_t d = 0; d < shape.value_dim; d += 32) {
+        const float* const from = &accumulated[v * shape.value_dim + d];
+        Values<T>::store(to + d, _mm512_mul_ps(by, load(from)), _mm512_mul_ps(by, load(from + 16)));
+      }
+    }
+  }
+};
+
+template <typename T>
+void attend(ffi::ThreadPool& pool, const Shape& shape, const Arrays<T>& arrays, const std::vector<Queries>& queries) {
+  int64_t most = 0, read = 0;
+  for (const Queries& some : queries) {
+    most = std::max(most, some.count);
+    read += some.position + some.count;
+  }
+  const int64_t items = queries.size() * shape.kv_heads;
+  const int64_t bytes = read * shape.kv_heads * (shape.head_dim + shape.value_dim) * sizeof(T);
+  const int64_t smallest = std::max<int64_t>(1, items * kLeastBytes / std::max<int64_t>(bytes, 1));
+  parallel_for(pool, items, smallest, [&](int64_t begin, int64_t end) {
+    Worker<T> worker(shape, arrays, most);
+    for (int64_t item = begin; item < end; ++item) worker.run(queries[item / shape.kv_heads], item % shape.kv_heads);
+  });
+}
+
+ffi::Error run(ffi::ThreadPool& pool, const ffi::AnyBuffer& q, const ffi::AnyBuffer& k_pages,
+               const ffi::AnyBuffer& v_pages, const ffi::BufferR2<ffi::S32>& page_table,
+               const ffi::BufferR1<ffi::F32>& sinks, float scale, int64_t window, float soft_cap, ffi::AnyBuffer& out,
+               const std::vector<Queries>& queries) {
+  const auto qd = q.dimensions(), kd = k_pages.dimensions();
+  const Shape shape{qd[qd.size() - 2], kd[1], kd[3], v_pages.dimensions()[3], kd[2], kd[0], page_table.dimensions()[1],
+                    window, scale, soft_cap};
+  auto with = [&](auto zero) {
+    using T = decltype(zero);
+    const Arrays<T> arrays{static_cast<const T*>(q.untyped_data()),
+                           static_cast<const T*>(k_pages.untyped_data()),
+                           static_cast<const T*>(v_pages.untyped_data()),
+                           page_table.typed_data(),
+                           sinks.element_count() ? sinks.typed_data() : nullptr,
+                           static_cast<T*>(out.untyped_data())};
+    attend(pool, shape, arrays, queries);
+  };
+  q.element_type() == ffi::BF16 ? with(bf16{}) : with(float{});
+  return ffi::Error::Success();
+}
+
+ffi::Error paged_decode_attention(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer k_pages,
+                                  ffi::AnyBuffer v_pages, ffi::BufferR2<ffi::S32> page_table,
+                                  ffi::BufferR1<ffi::S32> lengths, ffi::BufferR1<ffi::F32> sinks, float scale,
+                                  int64_t window, float soft_cap, ffi::Result<ffi::AnyBuffer> out) {
+  const int64_t rows = q.dimensions()[0], count = q.dimensions()[1];
+  std::vector<Queries> queries(rows);
+  for (int64_t row = 0; row < rows; ++row)
+    queries[row] = {row, row * count, count, lengths.typed_data()[row] - count};
+  return run(pool, q, k_pages, v_pages, page_table, sinks, scale, window, soft_cap, *out, queries);
+}
+
+ffi::Error paged_prefill_attention(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer k_pages,
+                                   ffi::AnyBuffer v_pages, ffi::BufferR2<ffi::S32> page_table,
+                                   ffi::BufferR2<ffi::S32> tiles, ffi::BufferR1<ffi::F32> sinks, float scale,
+                                   int64_t window, float soft_cap, ffi::Result<ffi::AnyBuffer> out) {
+  const int64_t capacity = tiles.dimensions()[1];
+  const int32_t* const t = tiles.typed_data();
+  std::vector<Queries> queries;
+  int64_t done = 0;
+  auto zeros_until = [&](int64_t token) {  // tokens between the tiles are in none
+    const int64_t bytes = out->size_bytes() / out->dimensions()[0];
+    if (token > done) std::memset(static_cast<char*>(out->untyped_data()) + done * bytes, 0, (token - done) * bytes);
+  };
+  for (int64_t i = 0; i < capacity; ++i) {
+    const Queries tile{t[i], t[capacity + i], t[2 * capacity + i], t[3 * capacity + i]};
+    if (!tile.count) continue;
+    zeros_until(tile.start);
+    done = tile.start + tile.count;
+    queries.push_back(tile);
+  }
+  zeros_until(out->dimensions()[0]);
+  return run(pool, q, k_pages, v_pages, page_table, sinks, scale, window, soft_cap, *out, queries);
+}
+
+}  // namespace
+}  // namespace native
+
+#define ATTENTION(NAME, POSITIONS)                                           \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxserve_##NAME, native::NAME,               \
+                                xla::ffi::Ffi::Bind()                        \
+                                    .Ctx<xla::ffi::ThreadPool>()             \
+                                    .Arg<xla::ffi::AnyBuffer>()              \
+                                    .Arg<xla::ffi::AnyBuffer>()              \
+                                    .Arg<xla::ffi::AnyBuffer>()              \
+                                    .Arg<xla::ffi::BufferR2<xla::ffi::S32>>() \
+                                    .Arg<POSITIONS>()                        \
+                                    .Arg<xla::ffi::BufferR1<xla::ffi::F32>>() \
+                                    .Attr<float>("scale")                    \
+                                    .Attr<int64_t>("window")                 \
+                                    .Attr<float>("soft_cap")                 \
+                                    .Ret<xla::ffi::AnyBuffer>())
+
+ATTENTION(paged_decode_attention, xla::ffi::BufferR1<xla::ffi::S32>);
+ATTENTION(paged_prefill_attention, xla::ffi::BufferR2<xla::ffi::S32>);
