@@ -2,18 +2,29 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pallas_kernels.native import library
 from pallas_kernels.native import matmul as native
 from pallas_kernels.xla import matmul as xla
 
 
-def matmul_nk(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """`x` `[..., in]` times `weight` `[out, in]` transposed: float32 `[..., out]`.
+def products_run_natively(dtype: jnp.dtype, devices: np.ndarray) -> bool:
+    """Whether products with weights of `dtype` on `devices` will run in the native kernel."""
+    return dtype == jnp.bfloat16 and devices.size == 1 and devices.flat[0].platform == "cpu" and library.available()
 
-    bf16 on one CPU device runs in the native kernel. XLA's partitioner cannot split that over several devices.
+
+def _runs_natively(weight: jax.Array) -> bool:
+    """Whether products with `weight` run in the native kernel: with bf16 on one CPU device.
+
+    XLA's partitioner could not split the kernel over several devices.
     """
-    if x.dtype == weight.dtype == jnp.bfloat16 and library.serves(weight):
+    return weight.dtype == jnp.bfloat16 and library.serves(weight)
+
+
+def matmul_nk(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """`x` `[..., in]` times `weight` `[out, in]` transposed: float32 `[..., out]`."""
+    if x.dtype == weight.dtype and _runs_natively(weight):
         y = native.matmul_nk(x.reshape(-1, x.shape[-1]), weight)
         return y.reshape(*x.shape[:-1], -1)
     return xla.matmul_nk(x, weight)

@@ -20,12 +20,13 @@ from jaxserve.errors import InputError
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.registry import model_config
 from jaxserve.parallel.mesh import make_mesh, placed_shapes
-from jaxserve.runner.buckets import TILE_SIZE, Buckets
+from jaxserve.runner.buckets import MIN_DECODE_ROWS, TILE_SIZE, Buckets
 from jaxserve.runner.kv_cache import page_bytes
 from jaxserve.runner.memory import array_bytes, plan_pages, reserve_gpu_memory, working_bytes
 from jaxserve.runner.runner import Runner
 from pallas_kernels.attention_shape import AttentionShape
 from pallas_kernels.implementations import MOSAIC_GPU, NATIVE, is_hopper
+from pallas_kernels.matmul import products_run_natively
 from pallas_kernels.paged_attention import choose_decode, choose_prefill
 
 WEIGHTS = "weights, at the same time"  # the stage that programs are compiled beside
@@ -170,6 +171,7 @@ def _resolve(
             max_num_batched_tokens=min(max_num_batched_tokens, max_model_len * max_num_seqs),
             max_model_len=max_model_len,
             page_size=config.page_size,
+            min_decode_rows=1 if products_run_natively(dtype, devices) else MIN_DECODE_ROWS,
             smallest_tile=1 if on_cpu else TILE_SIZE,  # kernels take whole tiles only
         )
 

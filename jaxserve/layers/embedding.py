@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from pallas_kernels.matmul import matmul_nk
+from jaxserve.layers.linear import matmul_nk
 
 VOCAB_MULTIPLE = 128  # any vocabulary then splits over any mesh, and the output layer's tiles are whole
 

@@ -38,6 +38,7 @@ class GatedMLP(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[..., hidden]` to the same."""
-        gate_up = self.gate_up(x).reshape(*x.shape[:-1], -1, 2, self.block)
-        hidden = jax.nn.silu(gate_up[..., 0, :]) * gate_up[..., 1, :]
-        return self.down(hidden.reshape(*x.shape[:-1], -1))
+        gate_up = self.gate_up(x).reshape(*x.shape[:-1], -1, 2, self.block).astype(jnp.float32)
+        hidden = (jax.nn.silu(gate_up[..., 0, :]) * gate_up[..., 1, :]).astype(x.dtype)
+        # XLA's loop for the CPU runs over the barrier's shape: over blocks it is vectorised, over whole rows it is not.
+        return self.down(jax.lax.optimization_barrier(hidden).reshape(*x.shape[:-1], -1))

@@ -5,7 +5,7 @@ import dataclasses
 from typing import NamedTuple
 
 # XLA's fast bf16 products on the CPU start at about four rows, and a GPU's tensor cores waste what is below eight.
-MIN_DECODE_ROWS = 4
+MIN_DECODE_ROWS = 4  # where products have no kernel of their own
 MIN_PREFILL_TOKENS = 32
 TOKENS_PER_PREFILL_ROW = 8  # a prefill bucket has room for that many times fewer sequences than tokens
 TILE_SIZE = 64
@@ -41,6 +41,7 @@ class Buckets:
         max_num_batched_tokens: int,
         max_model_len: int,
         page_size: int,
+        min_decode_rows: int = MIN_DECODE_ROWS,
         smallest_tile: int = 1,
     ) -> "Buckets":
         """`smallest_tile`: what query tiles of prefill attention have at least, even in buckets of fewer tokens."""
@@ -52,7 +53,7 @@ class Buckets:
                 )
                 for t in tokens
             ),
-            _doubling(MIN_DECODE_ROWS, max_num_seqs),
+            _doubling(min_decode_rows, max_num_seqs),
             max_num_seqs,
             -(-max_model_len // page_size),
         )

@@ -20,6 +20,7 @@ from jax.experimental import serialize_executable
 
 import pallas_kernels
 from jaxserve.runner.compilation import compilations
+from pallas_kernels.native import library
 
 _log = logging.getLogger(__name__)
 # Of this package: what programs are traced from.
@@ -94,6 +95,7 @@ def _environment() -> str:
         backend,
         devices,
         _cpu_features(),
+        devices[0][0] == "cpu" and library.available(),  # makes the kernels known, too, that a program may call
         flags,
         sorted(settings.items()),
         _sources(),

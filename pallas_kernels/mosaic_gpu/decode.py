@@ -28,6 +28,7 @@ zero does not silence; the last tile's values are overwritten with zeros there b
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -44,6 +45,8 @@ from pallas_kernels.mosaic_gpu.softmax import FLOOR, LOG2_E, MASKED, MATRIX, fil
 _SHARED_BYTES = 227 * 1024  # that the blocks of one multiprocessor may take, 1 KiB for each included
 
 
+# One function of its own in a program, so that what all layers share is lowered and compiled once.
+@partial(jax.jit, static_argnames=("scale", "window", "soft_cap", "blocks"))
 def paged_decode_attention(
     q: jax.Array,
     k_pages: jax.Array,

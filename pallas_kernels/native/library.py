@@ -3,7 +3,6 @@
 import ctypes
 import hashlib
 import logging
-import os
 import shutil
 import subprocess
 import tempfile
@@ -61,7 +60,7 @@ def _built() -> Path:
     cpu_flags = _cpu_flags()
     if missing := NEEDED_CPU_FLAGS - cpu_flags:
         raise Unavailable(f"this CPU has no {', '.join(sorted(missing))}")
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    compiler = _compiler()
     if compiler is None:
         raise Unavailable("there is no C++ compiler (g++ or clang++) on PATH")
     sources = sorted(_HERE.glob("*.cc"))
@@ -76,6 +75,10 @@ def _built() -> Path:
             _run(compiler, *_FLAGS, "-isystem", jax.ffi.include_dir(), *map(str, sources), "-o", str(made))
             made.replace(library)  # whole or not at all, whoever else is building it
     return library
+
+
+def _compiler() -> str | None:
+    return shutil.which("g++") or shutil.which("clang++")
 
 
 def _cpu_flags() -> frozenset[str]:

@@ -106,7 +106,7 @@ def test_a_flag_wins_over_the_preset_and_the_preset_over_the_default(tmp_path: P
         (["--max-model-len", "many"], "invalid int value: 'many'"),
         (["--page-size", "0"], "page_size is 0; give an integer from 1 on"),
         (["--dtype", "int8"], "give one of auto, bfloat16"),
-        (["--attention-backend", "cuda"], "attention_backend is 'cuda'; give one of auto, mosaic_gpu, xla"),
+        (["--attention-backend", "cuda"], "attention_backend is 'cuda'; give one of auto, mosaic_gpu, native, xla"),
         (["stray"], "no place for the argument 'stray'"),
         (["--config", "nowhere"], "the presets here are demo-cpu"),
     ],

@@ -12,6 +12,7 @@ from jaxserve.config import ATTENTION_BACKENDS
 from pallas_kernels import paged_attention
 from pallas_kernels.attention_shape import AttentionShape
 from pallas_kernels.implementations import IMPLEMENTATIONS, log_once
+from pallas_kernels.native import library
 from pallas_kernels.paged_attention import choose_decode, choose_prefill, paged_decode_attention
 
 SERVED = AttentionShape(32, 8, 128, 128, 64, "bfloat16")
@@ -32,14 +33,27 @@ def test_the_engine_offers_every_implementation():
 
 @pytest.mark.parametrize(
     ("device", "implementation"),
-    [(HOPPER, "mosaic_gpu"), (AMPERE, "xla"), (CPU, "xla")],
-    ids=["hopper", "ampere", "cpu"],
+    [(HOPPER, "mosaic_gpu"), (AMPERE, "xla")],
+    ids=["hopper", "ampere"],
 )
 def test_auto_takes_the_kernel_on_hopper_only_and_says_why(device, implementation):
     choice = choose_decode("auto", SERVED, device)
     assert choice.implementation == implementation
     assert device.device_kind in choice.reason
     assert choose_decode("xla", SERVED, device).implementation == "xla"
+
+
+@pytest.mark.parametrize("choose", [choose_decode, choose_prefill])
+def test_a_cpu_gets_the_native_kernels_if_they_can_be_built_and_take_the_shape(monkeypatch, choose):
+    monkeypatch.setattr(library, "refusal", lambda: None)
+    assert choose("auto", SERVED, CPU).implementation == "native"
+    choice = choose("auto", SERVED._replace(head_dim=80, value_dim=80), CPU)
+    assert (choice.implementation, choice.refused) == ("xla", True)
+    assert choice.reason == "the head size is 80 and native attention takes multiples of 32"
+    monkeypatch.setattr(library, "refusal", lambda: "there is no C++ compiler")
+    assert choose("auto", SERVED, CPU) == ("xla", "there is no C++ compiler", False)
+    with pytest.raises(ValueError, match="there is no C"):
+        choose("native", SERVED, CPU)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +126,7 @@ def test_arguments_that_do_not_fit_each_other_are_refused(place, wrong, message)
     [
         ({"window": 0}, "the window is 0"),
         ({"sinks": jnp.zeros(3)}, r"the shape of sinks is \(3,\)"),
-        ({"implementation": "triton"}, "the implementation is 'triton'; give one of auto, mosaic_gpu, xla"),
+        ({"implementation": "triton"}, "the implementation is 'triton'; give one of auto, mosaic_gpu, native, xla"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, message):

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pallas_kernels.matmul import matmul_nk as dispatched_matmul_nk
 from pallas_kernels.native import library
 from pallas_kernels.native.matmul import matmul_nk
 from pallas_kernels.native.paged_attention import paged_decode_attention, paged_prefill_attention
+from pallas_kernels.xla.matmul import matmul_nk as xla_matmul_nk
 from tests.pallas_kernels.reference import check_decode, check_prefill
 
 built = pytest.mark.skipif(
@@ -70,3 +72,103 @@ def test_decode_equals_float64_attention_and_reads_no_unused_position(**case):
 )
 def test_prefill_equals_causal_float64_attention_for_ragged_chunks(**case):
     check_prefill(paged_prefill_attention, **case)
+
+
+@built
+def test_gradients_are_those_of_xla():
+    rng = np.random.default_rng(0)
+    x, weight = (jnp.asarray(rng.normal(size=(size, 64)), jnp.bfloat16) for size in (3, 40))
+
+    def total(product):
+        return jax.grad(lambda x, weight: jnp.sum(product(x, weight) ** 2), argnums=(0, 1))(x, weight)
+
+    for found, expected in zip(total(matmul_nk), total(xla_matmul_nk), strict=True):
+        np.testing.assert_array_equal(np.asarray(found, np.float32), np.asarray(expected, np.float32))
+
+
+@built
+def test_programs_of_several_devices_run_at_the_same_time():
+    """Each call waits for its own pieces only, whatever else holds the threads."""
+    devices = jax.devices()[:4]
+    rng = np.random.default_rng(0)
+    x, weight = rng.normal(size=(4, 256)), rng.normal(size=(1024, 256))
+    expected = (
+        np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64)
+        @ np.asarray(jnp.asarray(weight, jnp.bfloat16), np.float64).T
+    )
+    mesh = jax.sharding.Mesh(np.asarray(devices), ("tensor",))
+    split = jax.sharding.PartitionSpec("tensor", None)
+    run = jax.jit(
+        jax.shard_map(
+            lambda x, weight: jax.lax.fori_loop(
+                0, 50, lambda _, y: matmul_nk(x, weight), jnp.zeros((4, weight.shape[0]), jnp.float32)
+            ),
+            mesh=mesh,
+            in_specs=(jax.sharding.PartitionSpec(), split),
+            out_specs=jax.sharding.PartitionSpec(None, "tensor"),
+            check_vma=False,
+        )
+    )
+    found = run(jnp.asarray(x, jnp.bfloat16), jnp.asarray(weight, jnp.bfloat16))
+    np.testing.assert_allclose(np.asarray(found), expected, atol=1e-3)
+
+
+def test_only_bf16_on_one_cpu_device_takes_the_native_product(monkeypatch):
+    monkeypatch.setattr(library, "available", lambda: True)
+
+    def calls(devices: int, dtype: str) -> bool:
+        mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:devices]), ("tensor",))
+        where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        arrays = (jax.device_put(jnp.ones(shape, dtype), where) for shape in ((2, 32), (8, 32)))
+        return "jaxserve_matmul_nk" in jax.jit(dispatched_matmul_nk).lower(*arrays).as_text()
+
+    assert calls(1, "bfloat16")
+    assert not calls(1, "float32")
+    assert not calls(2, "bfloat16")
+
+
+@pytest.fixture
+def elsewhere(monkeypatch, tmp_path):
+    """An empty cache."""
+    monkeypatch.setattr(library, "CACHE", tmp_path)
+    return tmp_path
+
+
+@built
+def test_the_library_is_built_once_and_anew_when_a_source_changes(elsewhere, monkeypatch, tmp_path_factory):
+    commands = []
+    run = library._run
+    monkeypatch.setattr(library, "_run", lambda *command: commands.append(command) or run(*command))
+    monkeypatch.setattr(library, "_FLAGS", ("-O0", *library._FLAGS[1:]))  # quicker
+    sources = tmp_path_factory.mktemp("sources")
+    (sources / "one.cc").write_text('extern "C" int one() { return 1; }\n')
+    monkeypatch.setattr(library, "_HERE", sources)
+    first = library._built()
+    assert library._built() == first
+    (sources / "one.cc").write_text('extern "C" int one() { return 2; }\n')
+    second = library._built()
+    assert {path.name for path in elsewhere.iterdir()} == {first.name, second.name}
+    assert sum("-o" in command for command in commands) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("_cpu_flags", lambda: frozenset({"avx2"}), "this CPU has no avx512_bf16, avx512bw, avx512f"),
+        ("_compiler", lambda: None, "there is no C++ compiler"),
+        ("_compiler", lambda: "/nowhere/g++", "/nowhere/g++ does not run"),
+        ("_compiler", lambda: "false", "false failed"),
+    ],
+)
+def test_where_it_cannot_be_built_the_reason_is_logged_once(elsewhere, monkeypatch, caplog, name, value, reason):
+    monkeypatch.setattr(library, "_cpu_flags", lambda: library.NEEDED_CPU_FLAGS)
+    monkeypatch.setattr(library, name, value)
+    library.refusal.cache_clear()
+    try:
+        assert not library.available()
+        assert not library.available()
+    finally:
+        library.refusal.cache_clear()
+    (record,) = caplog.records
+    assert reason in record.getMessage()
+    assert not list(elsewhere.iterdir())

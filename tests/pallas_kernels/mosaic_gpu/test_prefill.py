@@ -44,9 +44,9 @@ def products_that_the_interpreter_knows(monkeypatch):
             id="everything-at-once-with-a-head-that-has-no-other-beside-it",
         ),
         pytest.param(
-            {"rows": [(70, 64)], "tile_size": 64, "kv_heads": 1, "group": 1, "head_dim": 256, "page_size": 128}
+            {"rows": [(120, 20)], "tile_size": 64, "kv_heads": 1, "group": 1, "head_dim": 256, "page_size": 128}
             | {"dtype": "float16", "with_sinks": True},
-            id="half-pages-in-float16",
+            id="half-pages-in-float16-and-fewer-tokens-than-a-tile",
         ),
     ],
 )
