@@ -16,6 +16,7 @@ _KINDS: dict[type, tuple[Any, str]] = {
     float: (int | float, "a number"),
     str: (str | os.PathLike, "a text"),
 }
+LOAD_FORMATS = ("auto", "dummy")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 ATTENTION_BACKENDS = ("auto", "mosaic_gpu", "native", "xla")  # `pallas_kernels.implementations`, which brings JAX
 
@@ -38,6 +39,9 @@ class EngineConfig:
     )
     tokenizer: str | None = _setting(None, "directory of the tokenizer, if not the model's")
     skip_tokenizer_init: bool = _setting(False, "load no tokenizer: token ids in, token ids out")
+    load_format: str = _setting(
+        "auto", "auto reads the checkpoint; dummy makes random weights from config.json alone, to measure speed"
+    )
     dtype: str = _setting("auto", f"of weights and KV cache: {', '.join(DTYPES)}; auto takes the checkpoint's")
     max_model_len: int | None = _setting(
         None, "most tokens of prompt and completion together; the model's own limit if left out"
@@ -72,7 +76,9 @@ class EngineConfig:
     page_size: int = _setting(64, "token positions in one page of the KV cache")
     num_pages: int | None = _setting(None, "pages in the KV cache; chosen from the memory at hand if left out")
     gpu_memory_utilization: float = _setting(
-        0.9, "share that weights and KV cache may take of the GPU memory that JAX reserves"
+        0.9,
+        "share of each GPU's memory that the engine may take, reserved at the start unless XLA_CLIENT_MEM_FRACTION is "
+        "set",
     )
     max_logprobs: int = _setting(20, "most log-probabilities that a request may ask for at each position")
     seed: int = _setting(0, "of the requests that bring no seed of their own")
@@ -82,12 +88,13 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         self._check_types()
-        if self.dtype not in DTYPES:
-            raise InputError(f"dtype is {self.dtype!r}; give one of {', '.join(DTYPES)}")
-        if self.attention_backend not in ATTENTION_BACKENDS:
-            raise InputError(
-                f"attention_backend is {self.attention_backend!r}; give one of {', '.join(ATTENTION_BACKENDS)}"
-            )
+        for name, allowed in (
+            ("dtype", DTYPES),
+            ("load_format", LOAD_FORMATS),
+            ("attention_backend", ATTENTION_BACKENDS),
+        ):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name} is {getattr(self, name)!r}; give one of {', '.join(allowed)}")
         for name in ("tensor_parallel_size", "page_size", "max_decode_steps"):
             self._at_least_one(name)
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_pages"):

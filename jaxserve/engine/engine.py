@@ -101,7 +101,7 @@ class Engine:
             prefill_budget=self._pace.prefill_budget,
             decode_steps=self._pace.decode_steps,
         )
-        self._builder = StepBatchBuilder(
+        self.builder = StepBatchBuilder(
             loaded.buckets, vocab_size=loaded.model_config.vocab_size, page_size=config.page_size
         )
         self._live: dict[Request, _Live] = {}
@@ -227,7 +227,7 @@ class Engine:
         self.runner.close()
 
     def _dispatch(self, step: Prefill | Decode) -> _Dispatched:
-        batch = self._builder.build(step)
+        batch = self.builder.build(step)
         return _Dispatched(step, batch, self.runner.dispatch(batch), self._clock())
 
     def _collect(self, dispatched: _Dispatched) -> list[RequestOutput]:

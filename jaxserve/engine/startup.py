@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxserve.checkpoint.huggingface import abstract_model, read_config
 from jaxserve.checkpoint.model_files import find_model
+from jaxserve.checkpoint.random_weights import random_weights
 from jaxserve.checkpoint.tokenizer import eos_token_ids, load_tokenizer, read_generation_config, sampling_defaults
 from jaxserve.config import DEMO_MODEL, EngineConfig, ResolvedConfig
 from jaxserve.errors import InputError
@@ -21,7 +22,7 @@ from jaxserve.models.registry import model_config
 from jaxserve.parallel.mesh import make_mesh, placed_shapes
 from jaxserve.runner.buckets import MIN_DECODE_ROWS, TILE_SIZE, Buckets
 from jaxserve.runner.kv_cache import page_bytes
-from jaxserve.runner.memory import array_bytes, plan_pages, working_bytes
+from jaxserve.runner.memory import array_bytes, plan_pages, reserve_gpu_memory, working_bytes
 from jaxserve.runner.runner import Runner
 from pallas_kernels.attention_shape import AttentionShape
 from pallas_kernels.implementations import MOSAIC_GPU, NATIVE, is_hopper
@@ -57,6 +58,7 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
         nonlocal start
         seconds[name], start = time.perf_counter() - start, time.perf_counter()
 
+    reserve_gpu_memory(config.gpu_memory_utilization)
     files = find_model(config.model or str(DEMO_MODEL), revision=config.revision, hf_config_path=config.hf_config_path)
     hf = read_config(files.config)
     generation = read_generation_config(files.config)
@@ -93,7 +95,10 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
 
     # Programs are compiled while the weights come.
     with ThreadPoolExecutor(1) as pool:
-        loading = pool.submit(files.load_weights, model, mesh, dtype, partial(on_progress, "weights"))
+        if config.load_format == "dummy":
+            loading = pool.submit(random_weights, model, mesh, dtype, seed=config.seed)
+        else:
+            loading = pool.submit(files.load_weights, model, mesh, dtype, partial(on_progress, "weights"))
         loading.add_done_callback(lambda _: seconds.update({WEIGHTS: time.perf_counter() - start}))
 
         def on_compiled(done: int, total: int) -> None:

@@ -1,9 +1,11 @@
-"""How many pages fit."""
+"""How much of a device's memory the engine takes, and how many pages fit into it."""
 
 import os
+import warnings
 from typing import Any
 
 import jax
+from jax._src import xla_bridge  # what tells whether JAX has started is public nowhere
 
 from jaxserve.errors import InputError
 from jaxserve.models.config import ModelConfig
@@ -11,6 +13,25 @@ from jaxserve.runner.buckets import Buckets
 
 _CPU_CACHE_BYTES = 4 * 2**30
 _GIB = 2**30
+
+# JAX reads these when it starts; the second is the first one's former name.
+_RESERVED_SHARE = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+_RESERVED_BY_DEFAULT = 0.75
+
+
+def reserve_gpu_memory(share: float) -> None:
+    """Let JAX reserve `share` of each GPU's memory, if it has not started yet and nobody else has said how much.
+
+    JAX reserves once, when it is first asked for a device, and three quarters by default. It has no setting for that
+    but an environment variable.
+    """
+    if not xla_bridge.backends_are_initialized() and not any(os.environ.get(name) for name in _RESERVED_SHARE):
+        os.environ[_RESERVED_SHARE[0]] = str(share)
+
+
+def _reserved_share() -> float:
+    """The share of each GPU's memory that JAX has reserved."""
+    return next((float(os.environ[name]) for name in _RESERVED_SHARE if os.environ.get(name)), _RESERVED_BY_DEFAULT)
 
 
 def array_bytes(arrays: Any) -> int:
@@ -30,14 +51,24 @@ def plan_pages(
 ) -> int:
     """Pages for the page pool: `wanted` at most, and what memory allows.
 
-    On an accelerator that is its memory times `utilization`, less weights and the programs' working memory (bytes over
-    all `devices`); on a CPU a quarter of the machine's memory, and 4 GiB at most.
+    On an accelerator that is its memory times `utilization`, within what JAX has reserved and nothing occupies, less
+    weights, which are still to come, and the programs' working memory (bytes over all `devices`); on a CPU a quarter of
+    the machine's memory, and 4 GiB at most.
     """
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats is None:
         budget = min(_CPU_CACHE_BYTES, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4)
     else:
-        budget = int(stats["bytes_limit"] * utilization) * devices - weight_bytes - working_bytes
+        reserved = stats["bytes_limit"]
+        asked = int(reserved / _reserved_share() * utilization)
+        if asked > reserved + _GIB // 16:  # more than what the shares' rounding explains
+            warnings.warn(
+                f"gpu_memory_utilization={utilization} asks for {asked / _GIB:.1f} GiB of each GPU and JAX has "
+                f"reserved {reserved / _GIB:.1f}; unset {_RESERVED_SHARE[0]}, or start the engine before anything "
+                "else uses JAX",
+                stacklevel=2,
+            )
+        budget = min(asked, reserved - stats["bytes_in_use"]) * devices - weight_bytes - working_bytes
     fitting = budget // page_bytes
     if fitting < 1:
         raise InputError(

@@ -20,6 +20,7 @@ from jaxserve.cli.options import BENCH_ENGINE, engine_config, start_llm
 from jaxserve.errors import InputError
 from jaxserve.outputs import RequestOutput
 from jaxserve.runner.compilation import compilations
+from jaxserve.runner.memory import reserve_gpu_memory
 
 
 class Session:
@@ -31,6 +32,7 @@ class Session:
             raise InputError(f"there is no folder for {arguments.output_json}; make it first")
         config = dataclasses.replace(engine_config(arguments, BENCH_ENGINE), skip_tokenizer_init=True)
         say("Measuring the memory's bandwidth ...")
+        reserve_gpu_memory(config.gpu_memory_utilization)  # before JAX starts, which is now
         self._memory = measure_bandwidth(config.tensor_parallel_size)
         say("Starting the engine ...")
         compiled, cached = compilations.count, compilations.cached + compilations.loaded

@@ -1,0 +1,45 @@
+"""Random weights in a checkpoint's place: enough to measure speed, which does not depend on them."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from jaxserve.checkpoint.huggingface import abstract_model
+from jaxserve.models.config import ModelConfig
+from jaxserve.parallel.mesh import TENSOR, parameter_shardings
+
+_DEVIATION = 0.02
+
+
+def random_weights(
+    config: ModelConfig, mesh: Mesh, dtype: jnp.dtype, *, seed: int = 0
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """The model of `config` on `mesh`: normal numbers for matrices, ones for vectors; each device makes its own slices.
+
+    One parameter after the other, by a program for each shape: one program for all takes XLA minutes.
+    """
+    graph, abstract = abstract_model(config.over_tensor_axis(mesh.shape[TENSOR]), dtype)
+    shardings = dict(nnx.to_flat_state(parameter_shardings(mesh, abstract)))
+    parameters = nnx.to_flat_state(abstract)
+    keys = jax.random.split(jax.random.key(seed), len(parameters))
+    made = [
+        (path, variable.replace(_draw(variable.shape, variable.dtype, shardings[path])(key)))
+        for (path, variable), key in zip(parameters, keys, strict=True)
+    ]
+    return graph, nnx.from_flat_state(made)
+
+
+@functools.cache
+def _draw(shape: tuple[int, ...], dtype: jnp.dtype, sharding: NamedSharding) -> Callable[[jax.Array], jax.Array]:
+    """A compiled function from a key to an array on the mesh."""
+
+    def draw(key: jax.Array) -> jax.Array:
+        if len(shape) == 1:
+            return jnp.ones(shape, dtype)
+        return (_DEVIATION * jax.random.normal(key, shape)).astype(dtype)
+
+    return jax.jit(draw, out_shardings=sharding)
