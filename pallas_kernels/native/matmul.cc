@@ -20,9 +20,9 @@ constexpr int64_t kBlock = 16;         // outputs that are worked on together
 constexpr int64_t kAhead = 32 * 1024;  // bytes of weight between what is multiplied and what is fetched
 constexpr int64_t kChunk = 128 * 1024;  // least bytes of weight that a thread takes at a time
 
-// `ROWS` rows of x times `OUTS` rows of w, ROWS * OUTS <= 16.
-template <int ROWS, int OUTS, bool AHEAD>
-inline void dot_tile(const bf16* x, const bf16* w, int64_t in, float* y, int64_t out) {
+// `ROWS` rows of x times `OUTS` rows of w, ROWS * OUTS <= 16. Fetches from `ahead` on `FETCH` lines at each step.
+template <int ROWS, int OUTS, int FETCH>
+inline void dot_tile(const bf16* x, const bf16* w, int64_t in, float* y, int64_t out, const char* ahead) {
   __m512 acc[16];
 #pragma GCC unroll 16
   for (int i = 0; i < 16; ++i) acc[i] = _mm512_setzero_ps();
@@ -32,11 +32,10 @@ inline void dot_tile(const bf16* x, const bf16* w, int64_t in, float* y, int64_t
     for (int r = 0; r < ROWS; ++r) xs[r] = load_at(x + r * in + k);
 #pragma GCC unroll 16
     for (int o = 0; o < OUTS; ++o) {
-      const bf16* from = w + o * in + k;
-      if constexpr (AHEAD) _mm_prefetch(reinterpret_cast<const char*>(from) + kAhead, _MM_HINT_T1);
-      const __m512bh ws = load_at(from);
+      if (o < FETCH) _mm_prefetch(ahead + (k / 32 * FETCH + o) * 64, _MM_HINT_T1);
+      const __m512bh ws = load_at(w + o * in + k);
 #pragma GCC unroll 4
-      for (int r = 0; r < ROWS; ++r) acc[r * OUTS + o] = _mm512_dpbf16_ps(acc[r * OUTS + o], xs[r], ws);
+      for (int r = 0; r < ROWS; ++r) acc[r * OUTS + o] = multiply_add(acc[r * OUTS + o], xs[r], ws);
     }
   };
   int64_t k = 0;
@@ -55,17 +54,41 @@ template <int ROWS, bool AHEAD>
 void dot_rows(const bf16* x, const bf16* w, int64_t in, float* y, int64_t out, int64_t outs) {
   constexpr int kOuts = 16 / ROWS;
   int64_t o = 0;
-  for (; o + kOuts <= outs; o += kOuts) dot_tile<ROWS, kOuts, AHEAD>(x, w + o * in, in, y + o, out);
-  for (; o < outs; ++o) dot_tile<ROWS, 1, false>(x, w + o * in, in, y + o, out);
+  for (; o + kOuts <= outs; o += kOuts) {
+    const bf16* const from = w + o * in;
+    dot_tile<ROWS, kOuts, AHEAD ? kOuts : 0>(x, from, in, y + o, out, reinterpret_cast<const char*>(from) + kAhead);
+  }
+  for (; o < outs; ++o) dot_tile<ROWS, 1, 0>(x, w + o * in, in, y + o, out, nullptr);
+}
+
+// Eight rows of x times `outs` rows of w, of which four at a time stay in the first cache for both halves of x.
+template <bool AHEAD>
+void dot_eight(const bf16* x, const bf16* w, int64_t in, float* y, int64_t out, int64_t outs) {
+  int64_t o = 0;
+  for (; o + 4 <= outs; o += 4)
+    for (int half = 0; half < 2; ++half) {
+      const bf16* const from = w + o * in;
+      const char* const ahead = reinterpret_cast<const char*>(from + half * 2 * in) + kAhead;
+      dot_tile<4, 4, AHEAD ? 2 : 0>(x + half * 4 * in, from, in, y + half * 4 * out + o, out, ahead);
+    }
+  for (; o < outs; ++o)
+    for (int half = 0; half < 2; ++half)
+      dot_tile<4, 1, 0>(x + half * 4 * in, w + o * in, in, y + half * 4 * out + o, out, nullptr);
 }
 
 template <bool AHEAD>
 void dot_block(const bf16* x, int64_t rows, const bf16* w, int64_t in, float* y, int64_t out, int64_t outs) {
+  if (rows == 8) return dot_eight<AHEAD>(x, w, in, y, out, outs);
   int64_t r = 0;
-  if (rows >= 4) dot_rows<4, AHEAD>(x, w, in, y, out, outs), r = 4;
-  for (; r + 4 <= rows; r += 4) dot_rows<4, false>(x + r * in, w, in, y + r * out, out, outs);
-  if (rows - r >= 2) dot_rows<2, AHEAD>(x + r * in, w, in, y + r * out, out, outs), r += 2;
-  if (rows - r >= 1) dot_rows<1, AHEAD>(x + r * in, w, in, y + r * out, out, outs);
+  auto take = [&](auto count) {
+    constexpr int kRows = decltype(count)::value;
+    if (rows - r < kRows) return;
+    (AHEAD && !r ? dot_rows<kRows, true> : dot_rows<kRows, false>)(x + r * in, w, in, y + r * out, out, outs);
+    r += kRows;
+  };
+  take(std::integral_constant<int, 4>{});
+  take(std::integral_constant<int, 2>{});
+  take(std::integral_constant<int, 1>{});
 }
 
 // 16 * VECTORS rows of x, packed, times `OUTS` rows of w.
@@ -114,11 +137,15 @@ void lane_block(const uint32_t* packed, int64_t rows, const bf16* w, int64_t in,
 
 // Rows of x as lanes: `[(in + 1) / 2, lanes]` pairs of neighbours in a row, zeros in what is over.
 void pack(const bf16* x, int64_t rows, int64_t lanes, int64_t in, uint32_t* packed) {
-  std::memset(packed, 0, (in + 1) / 2 * lanes * sizeof(uint32_t));
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t pair = 0; pair < in / 2; ++pair) std::memcpy(packed + pair * lanes + r, x + r * in + 2 * pair, 4);
-    if (in % 2) packed[in / 2 * lanes + r] = x[r * in + in - 1];
-  }
+  for (int64_t r = 0; r < lanes; r += 16)
+    for (int64_t k = 0; k < in; k += 32) {
+      const __mmask32 mask = in - k < 32 ? (1u << (in - k)) - 1 : ~0u;
+      __m512i from[16], to[16];
+      for (int i = 0; i < 16; ++i) from[i] = r + i < rows ? (__m512i)load(x + (r + i) * in + k, mask) : __m512i{};
+      transpose(from, to);
+      for (int i = 0; i < 16 && k / 2 + i < (in + 1) / 2; ++i)
+        _mm512_storeu_si512(packed + (k / 2 + i) * lanes + r, to[i]);
+    }
 }
 
 struct Panel {

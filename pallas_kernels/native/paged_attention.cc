@@ -90,10 +90,6 @@ struct Values<float> {
   }
 };
 
-void fetch(const void* from, int64_t bytes) {
-  for (int64_t at = 0; at < bytes; at += 64) _mm_prefetch(static_cast<const char*>(from) + at, _MM_HINT_T1);
-}
-
 // What one thread works in. Its query vectors are those of one KV head, each token's one after the other.
 template <typename T>
 struct Worker {
@@ -113,9 +109,9 @@ struct Worker {
         scores(q.size() * width), weights(q.size() * width), accumulated(q.size() * s.value_dim), largest(q.size()),
         weight(q.size()), shrink(q.size()), first_visible(q.size()), last_visible(q.size()) {}
 
-  // Scores of `VECTORS` queries and keys [begin, end) of a page; fetches `ahead`, as long as the keys are.
-  template <int VECTORS>
-  void score(int64_t vector, const T* keys, int64_t begin, int64_t end, const char* ahead) {
+  // Scores of `VECTORS` queries and keys [begin, end) of a page; fetches `ahead`, where as much lies.
+  template <int VECTORS, bool AHEAD>
+  void score(int64_t vector, const T* keys, int64_t begin, int64_t end, const T* ahead) {
     constexpr int kKeys = 16 / VECTORS;
     const int64_t dim = shape.head_dim, step = 64 / sizeof(T);
     for (int64_t key = begin; key < end; key += kKeys) {
@@ -128,13 +124,13 @@ struct Worker {
       for (int64_t d = 0; d < dim; d += step) {
 #pragma GCC unroll 16
         for (int i = 0; i < kKeys; ++i) {
+          if constexpr (AHEAD) _mm_prefetch(ahead + (key + i) * dim + d, _MM_HINT_T1);
           const auto k = load(rows[i] + d);
 #pragma GCC unroll 4
           for (int v = 0; v < VECTORS; ++v)
             acc[v * kKeys + i] = multiply_add(acc[v * kKeys + i], k, load(q[vector + v] + d));
         }
       }
-      if (ahead) fetch(ahead + key * dim * sizeof(T), kKeys * dim * sizeof(T));
       float found[16];
       _mm512_storeu_ps(found, sums(acc));
       for (int v = 0; v < VECTORS; ++v)
@@ -177,9 +173,9 @@ struct Worker {
     largest[vector] = now_largest;
   }
 
-  // Adds the weighted values of keys [begin, end) to `VECTORS` accumulators; fetches `ahead`, as long as the values are.
-  template <int VECTORS>
-  void add_values(int64_t vector, const T* values, int64_t begin, int64_t end, const char* ahead) {
+  // Adds the weighted values of keys [begin, end) to `VECTORS` accumulators; fetches `ahead`, where as much lies.
+  template <int VECTORS, bool AHEAD>
+  void add_values(int64_t vector, const T* values, int64_t begin, int64_t end, const T* ahead) {
     constexpr int kBlocks = VECTORS <= 2 ? 4 : 2;  // of 32 dimensions, that are summed up together
     constexpr int kKeys = Values<T>::kKeys;
     const int64_t dim = shape.value_dim;
@@ -198,6 +194,11 @@ struct Worker {
         const T* const second = key + 1 < end ? first + dim : nullptr;
 #pragma GCC unroll 4
         for (int b = 0; b < kHere; ++b) {
+          if constexpr (AHEAD) {
+            const T* const there = ahead + key * dim + d + 32 * b;
+            for (int i = 0; i < kKeys; ++i) _mm_prefetch(there + i * dim, _MM_HINT_T1);
+            if (sizeof(T) == 4) _mm_prefetch(there + 16, _MM_HINT_T1);
+          }
           decltype(load(values)) block[2];
           Values<T>::load_block(first + 32 * b, second ? second + 32 * b : nullptr, block);
 #pragma GCC unroll 4
@@ -207,7 +208,6 @@ struct Worker {
             acc[v][b][1] = multiply_add(acc[v][b][1], block[1], by);
           }
         }
-        if (ahead && d == 0) fetch(ahead + key * dim * sizeof(T), kKeys * dim * sizeof(T));
       }
 #pragma GCC unroll 4
       for (int v = 0; v < VECTORS; ++v)
@@ -229,7 +229,23 @@ struct Worker {
     if (vector < vectors) each(std::integral_constant<int, 1>{}, vector);
   }
 
-  void run(const Queries& queries, int64_t head) {
+  // A page of one head of `all`, which is k_pages or v_pages: page `index` of the sequence in `row`.
+  const T* page(const T* all, int64_t row, int64_t index, int64_t head, int64_t dim) const {
+    const int32_t id = arrays.page_table[row * shape.max_pages + std::min(index, shape.max_pages - 1)];
+    return all + (std::clamp<int64_t>(id, 0, shape.pages - 1) * shape.kv_heads + head) * shape.page_size * dim;
+  }
+
+  int64_t oldest(const Queries& queries) const {
+    return shape.window ? std::max<int64_t>(0, queries.position - shape.window + 1) : 0;
+  }
+
+  // The first keys that `run` would read.
+  const T* first_keys(const Queries& queries, int64_t head) const {
+    return page(arrays.k_pages, queries.row, oldest(queries) / shape.page_size, head, shape.head_dim);
+  }
+
+  // Attends, and fetches `next`, the keys of what this thread does then.
+  void run(const Queries& queries, int64_t head, const T* next) {
     const int64_t size = shape.page_size, length = queries.position + queries.count;
     vectors = queries.count * group;
     for (int64_t v = 0; v < vectors; ++v) {
@@ -241,23 +257,22 @@ struct Worker {
       weight[v] = arrays.sinks ? 1 : 0;
     }
     std::fill(accumulated.begin(), accumulated.end(), 0.0f);
-    const int64_t oldest = first_visible[0], last_page = (length + size - 1) / size;
-    const int32_t* const pages = arrays.page_table + queries.row * shape.max_pages;
-    auto page = [&](const T* all, int64_t index, int64_t dim) {
-      const int64_t id = std::clamp<int64_t>(pages[std::min(index, shape.max_pages - 1)], 0, shape.pages - 1);
-      return all + (id * shape.kv_heads + head) * size * dim;
-    };
+    const int64_t oldest = this->oldest(queries), last_page = (length + size - 1) / size;
     for (int64_t index = oldest / size; index < last_page; ++index) {
       const int64_t begin = std::max<int64_t>(0, oldest - index * size), end = std::min(size, length - index * size);
-      const T* const keys = page(arrays.k_pages, index, shape.head_dim);
-      const T* const values = page(arrays.v_pages, index, shape.value_dim);
-      const T* const next = index + 1 < last_page ? page(arrays.k_pages, index + 1, shape.head_dim) : nullptr;
+      const T* const keys = page(arrays.k_pages, queries.row, index, head, shape.head_dim);
+      const T* const values = page(arrays.v_pages, queries.row, index, head, shape.value_dim);
+      const T* const then =
+          index + 1 < last_page ? page(arrays.k_pages, queries.row, index + 1, head, shape.head_dim) : next;
       in_groups([&](auto count, int64_t v) {
-        score<decltype(count)::value>(v, keys, begin, end, v ? nullptr : reinterpret_cast<const char*>(values));
+        constexpr int kVectors = decltype(count)::value;
+        v ? score<kVectors, false>(v, keys, begin, end, values) : score<kVectors, true>(v, keys, begin, end, values);
       });
       for (int64_t v = 0; v < vectors; ++v) weigh(v, index * size + begin, end - begin);
       in_groups([&](auto count, int64_t v) {
-        add_values<decltype(count)::value>(v, values, begin, end, v ? nullptr : reinterpret_cast<const char*>(next));
+        constexpr int kVectors = decltype(count)::value;
+        v ? add_values<kVectors, false>(v, values, begin, end, then)
+          : add_values<kVectors, true>(v, values, begin, end, then);
       });
     }
     for (int64_t v = 0; v < vectors; ++v) {
@@ -284,7 +299,10 @@ void attend(ffi::ThreadPool& pool, const Shape& shape, const Arrays<T>& arrays, 
   const int64_t smallest = std::max<int64_t>(1, items * kLeastBytes / std::max<int64_t>(bytes, 1));
   parallel_for(pool, items, smallest, [&](int64_t begin, int64_t end) {
     Worker<T> worker(shape, arrays, most);
-    for (int64_t item = begin; item < end; ++item) worker.run(queries[item / shape.kv_heads], item % shape.kv_heads);
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t then = std::min(item + 1, end - 1), heads = shape.kv_heads;
+      worker.run(queries[item / heads], item % heads, worker.first_keys(queries[then / heads], then % heads));
+    }
   });
 }
 

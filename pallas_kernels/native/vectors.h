@@ -37,6 +37,34 @@ inline __m512 sums(const __m512 (&v)[16]) {
   return _mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xDD));
 }
 
+// 16 vectors of 16, rows to columns.
+inline void transpose(const __m512i (&rows)[16], __m512i (&columns)[16]) {
+  __m512i pairs[16], fours[16];  // fours[4 * i + j]: columns j, 4 + j, 8 + j, 12 + j of rows 4 * i to 4 * i + 3
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    pairs[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+    pairs[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    fours[i] = _mm512_unpacklo_epi64(pairs[i], pairs[i + 2]);
+    fours[i + 1] = _mm512_unpackhi_epi64(pairs[i], pairs[i + 2]);
+    fours[i + 2] = _mm512_unpacklo_epi64(pairs[i + 1], pairs[i + 3]);
+    fours[i + 3] = _mm512_unpackhi_epi64(pairs[i + 1], pairs[i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const __m512i even = _mm512_shuffle_i32x4(fours[j], fours[4 + j], 0x88);
+    const __m512i odd = _mm512_shuffle_i32x4(fours[j], fours[4 + j], 0xDD);
+    const __m512i later_even = _mm512_shuffle_i32x4(fours[8 + j], fours[12 + j], 0x88);
+    const __m512i later_odd = _mm512_shuffle_i32x4(fours[8 + j], fours[12 + j], 0xDD);
+    columns[j] = _mm512_shuffle_i32x4(even, later_even, 0x88);
+    columns[8 + j] = _mm512_shuffle_i32x4(even, later_even, 0xDD);
+    columns[4 + j] = _mm512_shuffle_i32x4(odd, later_odd, 0x88);
+    columns[12 + j] = _mm512_shuffle_i32x4(odd, later_odd, 0xDD);
+  }
+}
+
 // e to the power of x within 2 units in the last place: 2^n * e^r with |r| <= ln(2) / 2, by its Taylor series.
 inline __m512 exponential(__m512 x) {
   x = _mm512_max_ps(x, _mm512_set1_ps(-104.0f));
