@@ -39,7 +39,7 @@ def served() -> Iterator[tuple[subprocess.Popen, str]]:
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_running_stream_with_an_error_and_then_the_process(sent: signal.Signals) -> None:
-    asked = {"prompt": "Hello", "ignore_eos": True, "stream": True, "max_tokens": 500}
+    asked = {"prompt": "Hello", "ignore_eos": True, "stream": True, "max_tokens": 1900, "n": 8}
     with served() as (process, address):
         with httpx.stream("POST", f"{address}/v1/completions", json=asked, timeout=60) as response:
             lines = response.iter_lines()
