@@ -66,6 +66,17 @@ class _Dispatched:
     at: float
 
 
+@dataclasses.dataclass
+class HostSeconds:
+    """Where the engine's thread has spent its time, over all steps."""
+
+    schedule: float = 0.0
+    pack: float = 0.0  # the batch's arrays
+    dispatch: float = 0.0
+    wait: float = 0.0  # for the device, and for what comes back from it
+    take: float = 0.0  # tokens, text and what callers are given
+
+
 class Engine:
     """Serves requests on one model. Not thread-safe: one thread adds, steps and aborts.
 
@@ -110,6 +121,7 @@ class Engine:
         self._new_weights: list[Handover] | None = None  # they wait for the requests that came before them
         self._held: list[Request] = []  # which wait for those weights
         self._clock, self._collected_at = clock, 0.0
+        self.host_seconds = HostSeconds()
         self.on_step: Callable[[StepBatch], None] | None = None  # told of each step once its tokens are on the host
         self._arrivals = itertools.count()
         self._seeds = random.Random(config.seed)
@@ -215,7 +227,9 @@ class Engine:
     def step(self) -> list[RequestOutput]:
         """Dispatch the next step and return what the one before it added, a delta for each request that grew."""
         self._update_weights()
+        start = time.perf_counter()
         step = self.scheduler.schedule()
+        self.host_seconds.schedule += time.perf_counter() - start
         before, self._dispatched = self._dispatched, self._dispatch(step) if step else None
         return self._collect(before) if before else []
 
@@ -227,17 +241,24 @@ class Engine:
         self.runner.close()
 
     def _dispatch(self, step: Prefill | Decode) -> _Dispatched:
+        start = time.perf_counter()
         batch = self.builder.build(step)
-        return _Dispatched(step, batch, self.runner.dispatch(batch), self._clock())
+        packed = time.perf_counter()
+        dispatched = _Dispatched(step, batch, self.runner.dispatch(batch), self._clock())
+        self.host_seconds.pack += packed - start
+        self.host_seconds.dispatch += time.perf_counter() - packed
+        return dispatched
 
     def _collect(self, dispatched: _Dispatched) -> list[RequestOutput]:
         step = dispatched.step
         chunks = step.chunks if isinstance(step, Prefill) else []
+        start = time.perf_counter()
         result = self.runner.collect(
             dispatched.result,
             logprobs=bool(dispatched.batch.arrays.needs & Needs.LOGPROBS),
             prompt_logprobs=bool(dispatched.batch.arrays.needs & Needs.PROMPT_LOGPROBS),
         )
+        waited = time.perf_counter()
         self._observe(dispatched)
         if chunks and result.prompt_logprobs:
             self._take_prompt_logprobs(chunks, result.prompt_logprobs)
@@ -253,6 +274,8 @@ class Engine:
             for row, (request, count, new) in enumerate(rows):
                 if request.state is not State.FINISHED:
                     self._take_tokens(request, new if count == len(new) else new[:count], row, result.logprobs, deltas)
+        self.host_seconds.wait += waited - start
+        self.host_seconds.take += time.perf_counter() - waited
         return list(deltas.values())
 
     def _observe(self, dispatched: _Dispatched) -> None:

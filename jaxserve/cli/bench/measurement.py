@@ -96,7 +96,10 @@ def step_times(steps: Sequence[Step]) -> dict[str, Any]:
             "steps": len(of_kind),
             "seconds": sum(s.seconds for s in of_kind),
             "step_seconds": summary(s.seconds for s in of_kind),
-            "mean_rows": float(np.mean([s.rows for s in of_kind])) if of_kind else None,
+            "passes": sum(s.repeats for s in of_kind),  # over the model
+            "mean_rows": float(np.average([s.rows for s in of_kind], weights=[s.repeats for s in of_kind]))
+            if of_kind
+            else None,
             "tokens": sum(s.tokens for s in of_kind),
         }
         for name, of_kind in (("prefill", prefill), ("decode", decode))

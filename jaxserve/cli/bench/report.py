@@ -18,6 +18,7 @@ def print_report(title: str, report: dict[str, Any]) -> None:
     console.print(f"\n[bold]{title}[/bold]\n{_subject(report)}", soft_wrap=True)
     console.print(_rates(report))
     console.print(_times(report))
+    console.print(_host(report))
     console.print(_startup(report))
     console.print(f"  {startup['programs_compiled']} programs, {startup['of_these_from_cache']} of them from the cache")
     console.print(_bandwidth(report))
@@ -80,6 +81,24 @@ def milliseconds(seconds: float) -> str:
     return f"{1000 * seconds:.2f}" if seconds < 1 else f"{1000 * seconds:.0f}"
 
 
+_HOST = {
+    "schedule": "scheduling",
+    "pack": "packing the batch",
+    "dispatch": "dispatching it",
+    "wait": "waiting for the device and reading back",
+    "take": "taking tokens and making text",
+}
+
+
+def _host(report: dict[str, Any]) -> Table:
+    table = _table("the engine's thread", "ms a step", "share")
+    steps = sum(kind["steps"] for kind in report["steps"].values())
+    total = sum(report["host_seconds"].values())
+    for name, seconds in report["host_seconds"].items():
+        table.add_row(_HOST[name], milliseconds(seconds / steps), f"{seconds / total:.1%}")
+    return table
+
+
 def _startup(report: dict[str, Any]) -> Table:
     table = _table("start-up", "seconds")
     for stage, seconds in report["startup"]["stage_seconds"].items():
@@ -90,10 +109,10 @@ def _startup(report: dict[str, Any]) -> Table:
 
 def _bandwidth(report: dict[str, Any]) -> Table:
     memory, decode = report["bandwidth"]["memory"], report["bandwidth"]["decode"]
-    table = _table("bytes that a decode step reads", "")
+    table = _table("bytes that a pass of decode reads", "")
     if decode:
         steps = report["steps"]["decode"]
-        table.add_row("steps, of sequences (mean)", f"{steps['steps']}, of {steps['mean_rows']:.1f}")
+        table.add_row("passes, of sequences (mean)", f"{steps['passes']}, of {steps['mean_rows']:.1f}")
         table.add_row("weights", f"{decode['weight_bytes_per_step'] / 1e6:.1f} MB")
         table.add_row("keys and values (mean)", f"{decode['kv_bytes_per_step'] / 1e6:.1f} MB")
         table.add_row("both, over the step's time", f"{decode['bytes_per_second'] / 1e9:.2f} GB/s")

@@ -6,10 +6,12 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxserve.cli import machine
@@ -47,6 +49,7 @@ class Session:
             "programs_compiled": compilations.count + compilations.loaded - compiled - loaded,
             "of_these_from_cache": compilations.cached + compilations.loaded - cached,
         }
+        self._profile = arguments.profile
         self._random = np.random.default_rng(config.seed)
 
     def __enter__(self) -> "Session":
@@ -70,15 +73,22 @@ class Session:
         seconds: list[float] = []
         compiled = compilations.count
         engine.on_step = recorder
-        for number, batch in enumerate(batches):
-            count = f"{len(batch)} request{'s' * (len(batch) > 1)}"
-            say(f"Running {count}, {number + 1} of {len(batches)} ..." if len(batches) > 1 else f"Running {count} ...")
-            engine.pool.forget()  # or a repeated batch would find its own prompts computed
-            recorder.begin()
-            start = time.perf_counter()
-            outputs += run_requests(self.llm, batch)
-            seconds.append(time.perf_counter() - start)
+        before = dataclasses.asdict(engine.host_seconds)
+        with jax.profiler.trace(self._profile, create_perfetto_trace=True) if self._profile else nullcontext():
+            for number, batch in enumerate(batches):
+                count = f"{len(batch)} request{'s' * (len(batch) > 1)}"
+                say(
+                    f"Running {count}, {number + 1} of {len(batches)} ..."
+                    if len(batches) > 1
+                    else f"Running {count} ..."
+                )
+                engine.pool.forget()  # or a repeated batch would find its own prompts computed
+                recorder.begin()
+                start = time.perf_counter()
+                outputs += run_requests(self.llm, batch)
+                seconds.append(time.perf_counter() - start)
         engine.on_step = None
+        host = {name: value - before[name] for name, value in dataclasses.asdict(engine.host_seconds).items()}
         lengths = [(len(request.prompt_token_ids), request.max_tokens) for batch in batches for request in batch]
         return {
             "model": engine.config.model,
@@ -96,6 +106,7 @@ class Session:
             "batch_seconds": summary(seconds),
             **request_times(outputs),
             "steps": step_times(recorder.steps),
+            "host_seconds": host,
             "bandwidth": {
                 "memory": self._memory,
                 "decode": decode_bandwidth(

@@ -50,6 +50,11 @@ def add_bench_flags(
     parser.add_argument(
         "--output-json", metavar="FILE", help="write all numbers, the settings and the machine to this file"
     )
+    parser.add_argument(
+        "--profile",
+        metavar="DIR",
+        help="write a trace of the measured run there, for ui.perfetto.dev (perfetto_trace.json.gz) and XProf",
+    )
     parser.set_defaults(synthetic={count_flag: count, "--input-len": input_len, "--output-len": output_len})
 
 
