@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 from jaxserve.layers.linear import Stack, matmul_nk
 from jaxserve.layers.mlp import GatedMLP, gate_up_block
 from jaxserve.parallel.mesh import TENSOR
-from pallas_kernels.xla.grouped_matmul import grouped_matmul
+from pallas_kernels.grouped_matmul import grouped_matmul
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

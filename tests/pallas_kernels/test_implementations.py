@@ -11,6 +11,7 @@ import pytest
 from jaxserve.config import ATTENTION_BACKENDS
 from pallas_kernels import paged_attention
 from pallas_kernels.attention_shape import AttentionShape
+from pallas_kernels.grouped_matmul import choose_grouped_matmul
 from pallas_kernels.implementations import IMPLEMENTATIONS, log_once
 from pallas_kernels.native import library
 from pallas_kernels.paged_attention import choose_decode, choose_prefill, paged_decode_attention
@@ -140,3 +141,19 @@ def test_queries_of_another_dtype_than_the_pages_go_to_xla():
     assert choose_decode("auto", shape, HOPPER).reason.startswith(
         "the dtype is float32 for queries and bfloat16 for pages"
     )
+
+
+def test_grouped_products_take_the_kernel_on_hopper_if_it_takes_the_operands(monkeypatch):
+    def choose(dtype: str, features: int = 64, implementation: str = "auto") -> str:
+        x, weights = jnp.zeros((4, 32), dtype), jnp.zeros((3, features, 32), dtype)
+        return choose_grouped_matmul(implementation, x, weights).implementation
+
+    assert choose("bfloat16") == "xla"  # on a CPU
+    monkeypatch.setattr(jax, "devices", lambda: [HOPPER])
+    assert choose("bfloat16") == "mosaic_gpu"
+    assert choose("float32") == "xla"
+    assert choose("bfloat16", features=60) == "xla"
+    with pytest.raises(ValueError, match="multiples of 8 features"):
+        choose("bfloat16", features=60, implementation="mosaic_gpu")
+    with pytest.raises(ValueError, match="has no grouped products"):
+        choose("bfloat16", implementation="native")

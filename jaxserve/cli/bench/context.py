@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from jaxserve.llm import LLM
 
 _LENGTHS = (1024, 8192, 32768, 131_072)
-_BESIDE = 3  # short requests that decode while the longest prompt is computed
+_UNDISTURBED = 30  # decode steps that show how long the short requests wait for a token by themselves
 _SHORT_PROMPT = 16
 
 
@@ -34,7 +34,7 @@ def parser() -> Parser:
         examples=(
             "jaxserve bench context",
             "jaxserve bench context --length 1024 --length 8192 --output-len 16",
-            "jaxserve bench context --model ~/models/Qwen3-8B --length 32768",
+            "jaxserve bench context --model ~/models/Qwen3-8B --length 32768 --beside 16 --max-itl-ms 50",
         ),
     )
     parser.add_argument(
@@ -46,6 +46,13 @@ def parser() -> Parser:
     )
     parser.add_argument(
         "--output-len", type=positive, default=32, metavar="N", help="tokens of each completion (default: 32)"
+    )
+    parser.add_argument(
+        "--beside",
+        type=positive,
+        default=3,
+        metavar="N",
+        help="short requests that decode while the longest prompt is computed (default: 3)",
     )
     parser.add_argument("--output-json", metavar="FILE", help="write all numbers and the machine to this file")
     add_engine_flags(parser, BENCH_ENGINE)
@@ -69,7 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
     with contextlib.ExitStack() as stack:
         max_model_len = config.max_model_len or longest
         model = config.model or stack.enter_context(_stretched_demo_model(max_model_len))
-        max_num_seqs = config.max_num_seqs or _BESIDE + 1
+        max_num_seqs = config.max_num_seqs or arguments.beside + 1
         config = dataclasses.replace(config, model=model, max_model_len=max_model_len, max_num_seqs=max_num_seqs)
         say("Starting the engine ...")
         llm = stack.enter_context(start_llm(config))
@@ -77,13 +84,13 @@ def run(arguments: argparse.Namespace) -> None:
         for length in lengths:
             say(f"Running a prompt of {length} tokens ...")
             alone.append(_alone(llm, length, arguments.output_len, memory["bytes_per_second"]))
-        say(f"Running a prompt of {lengths[-1]} tokens beside {_BESIDE} short ones ...")
+        say(f"Running a prompt of {lengths[-1]} tokens beside {arguments.beside} short ones ...")
         report = {
             "benchmark": "context",
             "model": llm.engine.config.model,
             "settings": dataclasses.asdict(llm.engine.config),
             "alone": alone,
-            "beside": _beside(llm, lengths[-1]),
+            "beside": _beside(llm, lengths[-1], arguments.beside),
             "temporary_bytes": llm.engine.runner.temporary_bytes,
             "memory": memory,
             "host": machine.host(),
@@ -132,20 +139,30 @@ def _alone(llm: "LLM", length: int, output_len: int, memory_bytes_per_second: fl
     return {"prompt_tokens": length, "prefill_seconds": seconds, "decode": decode}
 
 
-def _beside(llm: "LLM", length: int) -> dict[str, Any]:
-    """How long short requests wait between two tokens while a prompt of `length` tokens is computed."""
+def _beside(llm: "LLM", length: int, count: int) -> dict[str, Any]:
+    """How long `count` short requests wait between two tokens, before and while a prompt of `length` is computed."""
     from jaxserve.cli.bench.measurement import summary
     from jaxserve.sampling_params import SamplingParams
 
     engine = llm.engine
     limit = min(engine.config.max_model_len - _SHORT_PROMPT, length)
     short = SamplingParams(temperature=0, max_tokens=limit, ignore_eos=True, detokenize=False)
-    for number in range(_BESIDE):
+    for number in range(count):
         prompt = {"prompt_token_ids": _prompt(llm, _SHORT_PROMPT, seed=number)}
         engine.add(prompt, short, request_id=f"short {number}")
     seen: dict[str, float] = {}
-    while len(seen) < _BESIDE:
+    while len(seen) < count:
         seen |= {delta.request_id: time.perf_counter() for delta in engine.step()}
+
+    def step() -> tuple[list[float], bool]:
+        """What short requests have waited whose tokens came with this step, and whether the long one's came."""
+        given = [delta.request_id for delta in engine.step()]
+        now = time.perf_counter()
+        waited = [now - seen[request_id] for request_id in given if request_id in seen]
+        seen.update((request_id, now) for request_id in given if request_id in seen)
+        return waited, "long" in given
+
+    undisturbed = [wait for _ in range(_UNDISTURBED) for wait in step()[0]]
     engine.add(
         {"prompt_token_ids": _prompt(llm, length, seed=-1 % 2**32)},
         dataclasses.replace(short, max_tokens=1),
@@ -153,17 +170,18 @@ def _beside(llm: "LLM", length: int) -> dict[str, Any]:
     )
     start, waits, done = time.perf_counter(), [], False
     while not done:
-        now_seen = [delta.request_id for delta in engine.step()]
-        now = time.perf_counter()
-        done = "long" in now_seen
-        for request_id in now_seen:
-            if request_id in seen:
-                waits.append(now - seen[request_id])
-                seen[request_id] = now
+        waited, done = step()
+        waits += waited
     seconds = time.perf_counter() - start
-    for number in range(_BESIDE):
+    for number in range(count):
         engine.abort(f"short {number}")
-    return {"prompt_tokens": length, "prefill_seconds": seconds, "short_waits_seconds": summary(waits)}
+    return {
+        "prompt_tokens": length,
+        "short_requests": count,
+        "prefill_seconds": seconds,
+        "short_waits_seconds": summary(waits),
+        "undisturbed_waits_seconds": summary(undisturbed),
+    }
 
 
 def _print(report: dict[str, Any]) -> None:
@@ -188,11 +206,12 @@ def _print(report: dict[str, Any]) -> None:
     console = Console(highlight=False)
     console.print(table)
     beside, memory = report["beside"], report["memory"]
-    if waits := beside["short_waits_seconds"]:
+    waits, alone = beside["short_waits_seconds"], beside["undisturbed_waits_seconds"]
+    if waits and alone:
         console.print(
-            f"  Beside {_BESIDE} short requests the prompt of {beside['prompt_tokens']} tokens took "
-            f"{beside['prefill_seconds']:.2f} s; they waited {1000 * waits['median']:.1f} ms for a token "
-            f"(median; p99 {1000 * waits['p99']:.1f} ms).",
+            f"  Beside {beside['short_requests']} short requests the prompt of {beside['prompt_tokens']} tokens took "
+            f"{beside['prefill_seconds']:.2f} s. They waited {_waits(waits)} for a token meanwhile, "
+            f"and {_waits(alone)} before.",
             soft_wrap=True,
         )
     if report["temporary_bytes"] is not None:
@@ -203,3 +222,7 @@ def _print(report: dict[str, Any]) -> None:
         f"  The memory gives {memory['bytes_per_second'] / 1e9:.2f} GB/s: {memory['probe']}.",
         soft_wrap=True,
     )
+
+
+def _waits(seconds: dict[str, float]) -> str:
+    return f"{1000 * seconds['median']:.1f} ms (p95 {1000 * seconds['p95']:.1f})"
