@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 # A thread takes a task at a time, and of that as much as its cache holds while it looks for NaN.
 _TASK_BYTES, _CACHED_BYTES = 8 * 2**20, 2**19
-_CHUNK_BYTES = 8 * 2**20  # of memory, which smaller shards share
+_HUGE_PAGE_BYTES, _CHUNK_BYTES = 2 * 2**20, 32 * 2**20  # shards smaller than the first share chunks of the second
 _ALIGNMENT = 64  # XLA on the CPU uses memory so aligned where it lies, and copies any other
 _INFINITY = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000}
 
@@ -42,7 +42,7 @@ class _Shard(NamedTuple):
 
 
 def place(plans: list[Plan], on_bytes: Callable[[int, int], None] = lambda done, total: None) -> list[jax.Array]:
-    """The arrays of `plans`. Host memory stays within the largest shard and 8 MiB, besides the arrays where they
+    """The arrays of `plans`. Host memory stays within the largest shard and 32 MiB, besides the arrays where they
     are on the host.
 
     A tensor that holds NaN is warned of by name. `on_bytes` is told how many bytes of how many are in place.
@@ -123,7 +123,7 @@ class _Memory:
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         size = math.prod(shape) * dtype.itemsize
-        if size >= _CHUNK_BYTES:
+        if size >= _HUGE_PAGE_BYTES:
             return _huge_pages(size).view(dtype).reshape(shape)
         if self._used + size > len(self._chunk):
             self._chunk, self._used = _huge_pages(_CHUNK_BYTES), 0
