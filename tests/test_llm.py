@@ -209,6 +209,7 @@ def test_chat_refuses_what_the_template_cannot_render(llm):
         ({"max_model_len": 512, "num_pages": 3}, "holds 192 tokens .* max_model_len is 512"),
         ({"tensor_parallel_size": 16}, "tensor_parallel_size=16"),
         ({"dtype": "int3"}, "dtype is 'int3'; give one of"),
+        ({"attention_backend": "mosaic_gpu"}, "attention_backend='mosaic_gpu' is for Hopper GPUs and this is cpu"),
         ({"model": "/no/such/place"}, "no model directory /no/such/place"),
         ({"max_num_seqs": 0}, "max_num_seqs is 0; give an integer from 1 on"),
     ],

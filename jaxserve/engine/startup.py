@@ -155,6 +155,7 @@ def _resolve(
             max_model_len=max_model_len,
             page_size=config.page_size,
             min_decode_rows=1 if runs_natively(jax.tree.leaves(weights)[0]) else MIN_DECODE_ROWS,
+            smallest_tile=1 if on_cpu else TILE_SIZE,  # kernels take whole tiles only
         )
 
     num_pages = config.num_pages or plan_pages(

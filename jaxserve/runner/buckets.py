@@ -42,11 +42,16 @@ class Buckets:
         max_model_len: int,
         page_size: int,
         min_decode_rows: int = MIN_DECODE_ROWS,
+        smallest_tile: int = 1,
     ) -> "Buckets":
+        """`smallest_tile`: what query tiles of prefill attention have at least, even in buckets of fewer tokens."""
         tokens = _doubling(MIN_PREFILL_TOKENS, max_num_batched_tokens)
         return cls(
             tuple(
-                PrefillBucket(t, min(max_num_seqs, -(-t // TOKENS_PER_PREFILL_ROW)), min(t, TILE_SIZE)) for t in tokens
+                PrefillBucket(
+                    t, min(max_num_seqs, -(-t // TOKENS_PER_PREFILL_ROW)), max(smallest_tile, min(t, TILE_SIZE))
+                )
+                for t in tokens
             ),
             _doubling(min_decode_rows, max_num_seqs),
             max_num_seqs,

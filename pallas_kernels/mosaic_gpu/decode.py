@@ -28,6 +28,7 @@ zero does not silence; the last tile's values are overwritten with zeros there b
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -37,13 +38,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.mosaic_gpu.decode_combine import combine
-from pallas_kernels.mosaic_gpu.decode_schedule import TILE, Schedule, make_schedule
+from pallas_kernels.mosaic_gpu.decode_schedule import MULTIPROCESSORS, TILE, Schedule, make_schedule
 from pallas_kernels.mosaic_gpu.softmax import FLOOR, LOG2_E, MASKED, MATRIX, filled, for_each_row
 
-_MULTIPROCESSORS = 132  # of an H100 SXM, H200 and GH200
 _SHARED_BYTES = 227 * 1024  # that the blocks of one multiprocessor may take, 1 KiB for each included
 
 
+# One function of its own in a program, so that what all layers share is lowered and compiled once.
+@partial(jax.jit, static_argnames=("scale", "window", "soft_cap", "blocks"))
 def paged_decode_attention(
     q: jax.Array,
     k_pages: jax.Array,
@@ -122,7 +124,7 @@ def blocks_and_stages(width: int, head_dim: int, value_dim: int) -> tuple[int, i
 
 def _multiprocessors() -> int:
     device = jax.devices()[0]
-    return device.core_count if device.platform == "gpu" else _MULTIPROCESSORS
+    return device.core_count if device.platform == "gpu" else MULTIPROCESSORS
 
 
 def _swizzled(columns: int) -> tuple[plgpu.TilingTransform, plgpu.SwizzleTransform]:

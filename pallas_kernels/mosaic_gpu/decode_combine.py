@@ -6,10 +6,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.mosaic_gpu.decode_schedule import Schedule
+from pallas_kernels.mosaic_gpu.decode_schedule import MULTIPROCESSORS, Schedule
 from pallas_kernels.mosaic_gpu.softmax import BY_COLUMN, FLOOR, MASKED, MATRIX, filled, for_each_row
 
-_MULTIPROCESSORS = 132
 _REGISTERS = 64  # a thread's, that hold loads under way
 
 
@@ -34,7 +33,7 @@ def combine(
     """
     _, value_dim, width = values.shape
     heads = (values.shape[0] - schedule.pairs.shape[1]) // batch
-    warpgroups = 4 if heads * batch <= _MULTIPROCESSORS else 1
+    warpgroups = 4 if heads * batch <= MULTIPROCESSORS else 1
     at_once = max(1, _REGISTERS * 128 // (value_dim * width))
 
     def body(*refs):

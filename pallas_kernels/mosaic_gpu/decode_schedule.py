@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 TILE = 64  # tokens of one step: the rows of a warpgroup's matrix instruction
+MULTIPROCESSORS = 132  # of an H100 SXM, H200 and GH200
 
 
 class Schedule(NamedTuple):

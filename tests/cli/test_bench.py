@@ -103,6 +103,7 @@ def test_a_run_prints_and_writes_its_numbers(command: str, case: str, tmp_path: 
     assert report["settings"]["dtype"] == "bfloat16"
     assert report["startup"]["compile_seconds"] == report["startup"]["stage_seconds"]["programs"]
     assert report["startup"]["programs_compiled"] > 0
+    assert report["startup"]["attention"] == "attention runs in xla: there is no kernel for cpu"
     for name in ("ttft_seconds", "tpot_seconds", "end_to_end_seconds", "batch_seconds"):
         assert set(report[name]) == {"mean", "median", "p95", "p99"}
     steps = report["steps"]

@@ -64,6 +64,11 @@ class Compiled:
         """How often the program calls each Mosaic kernel, by name."""
         return Counter(re.findall(r'custom_call_target="mosaic_gpu_v2".*?/(\w+)/mpmd_map"', self.text))
 
+    def operands(self, kernel: str) -> list[list[str]]:
+        """Names of what each call of a Mosaic kernel reads."""
+        calls = re.findall(rf"custom-call\((.*?)\), custom_call_target=.*/{kernel}/mpmd_map", self.text)
+        return [re.findall(r"%[\w.-]+", call) for call in calls]
+
 
 _whole = NamedSharding(MESH, PartitionSpec())
 

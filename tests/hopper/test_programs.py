@@ -72,6 +72,9 @@ def test_decode_writes_the_cache_in_place_and_attends_in_kernels_only():
     assert_written_in_place(compiled)
     assert compiled.mosaic_calls == {"paged_decode_attention": LAYERS, "paged_decode_combine": LAYERS}
     assert not [kernel for kernel in compiled.kernels if kernel.spilled_bytes]
+    schedules = [operands[-3:] for operands in compiled.operands("paged_decode_attention")]
+    assert len(schedules) == LAYERS
+    assert all(schedule == schedules[0] for schedule in schedules), "the list of work is computed once"
 
 
 def test_prefill_writes_the_cache_in_place_and_attends_in_kernels_only():
