@@ -162,7 +162,8 @@ def _beside(llm: "LLM", length: int, count: int) -> dict[str, Any]:
         seen.update((request_id, now) for request_id in given if request_id in seen)
         return waited, "long" in given
 
-    undisturbed = [wait for _ in range(_UNDISTURBED) for wait in step()[0]]
+    steps = min(_UNDISTURBED, limit // (3 * engine.config.max_decode_steps))  # the short ones must not end by then
+    undisturbed = [wait for _ in range(steps) for wait in step()[0]]
     engine.add(
         {"prompt_token_ids": _prompt(llm, length, seed=-1 % 2**32)},
         dataclasses.replace(short, max_tokens=1),

@@ -97,9 +97,9 @@ def step_times(steps: Sequence[Step]) -> dict[str, Any]:
             "seconds": sum(s.seconds for s in of_kind),
             "step_seconds": summary(s.seconds for s in of_kind),
             "passes": sum(s.repeats for s in of_kind),  # over the model
-            "mean_rows": float(np.average([s.rows for s in of_kind], weights=[s.repeats for s in of_kind]))
+            "mean_rows": sum(s.tokens if s.decode else s.rows for s in of_kind) / sum(s.repeats for s in of_kind)
             if of_kind
-            else None,
+            else None,  # sequences in a pass
             "tokens": sum(s.tokens for s in of_kind),
         }
         for name, of_kind in (("prefill", prefill), ("decode", decode))
