@@ -211,8 +211,8 @@ def _print(report: dict[str, Any]) -> None:
     if waits and alone:
         console.print(
             f"  Beside {beside['short_requests']} short requests the prompt of {beside['prompt_tokens']} tokens took "
-            f"{beside['prefill_seconds']:.2f} s. They waited {_waits(waits)} for a token meanwhile, "
-            f"and {_waits(alone)} before.",
+            f"{beside['prefill_seconds']:.2f} s.\n"
+            f"  They waited {_waits(waits)} for a token meanwhile, and {_waits(alone)} before.",
             soft_wrap=True,
         )
     if report["temporary_bytes"] is not None:
