@@ -133,8 +133,8 @@ def _attention(config: EngineConfig, model: ModelConfig, dtype: jnp.dtype, devic
     shape = AttentionShape(
         model.num_heads // devices.size,
         model.num_kv_heads // devices.size,
-        model.head_dim,
-        model.head_dim,
+        model.key_dim,
+        model.value_dim,
         config.page_size,
         dtype.name,
         tile_size=TILE_SIZE,

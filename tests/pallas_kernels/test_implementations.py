@@ -157,3 +157,12 @@ def test_grouped_products_take_the_kernel_on_hopper_if_it_takes_the_operands(mon
         choose("bfloat16", features=60, implementation="mosaic_gpu")
     with pytest.raises(ValueError, match="has no grouped products"):
         choose("bfloat16", implementation="native")
+
+
+@pytest.mark.parametrize("choose", [choose_decode, choose_prefill])
+def test_values_that_are_a_part_of_their_keys_are_read_in_xla_only(choose):
+    latents = SERVED._replace(kv_heads=1, value_dim=0)
+    choice = choose("auto", latents, HOPPER)
+    assert (choice.implementation, choice.refused) == ("xla", True)
+    with pytest.raises(ValueError, match="only XLA's attention reads"):
+        choose("mosaic_gpu", latents, HOPPER)
