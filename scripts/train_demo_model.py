@@ -182,7 +182,7 @@ SHORT_ROWS, SHORT_LENGTH = 4, 416
 COPY_STEPS = 1500  # before them no long rows: finding a word far back waits for copying at all
 HARDEST = (demo_tasks.repeat, demo_tasks.tools)  # copying, which half of the tasks wait for, and finding what to copy
 HARDEST_SHARE = 0.25  # of the items, besides the tasks' own shares
-LONG_EVERY, LONG_LENGTHS = 1, (1024, 2048)
+LONG_EVERY, LONG_LENGTHS = 2, (1024, 2048)
 WAITING = 6
 WORDS_PER_TOKEN = 0.85  # of filler, so that a long row's prompt fills it
 
@@ -269,21 +269,29 @@ QUERY_BLOCK = 256
 def causal_attend(segments: jax.Array) -> Attend:
     """Dense causal attention within segments, query block by query block: what a block cannot see costs nothing."""
 
-    @jax.checkpoint  # scores are recomputed in the backward pass; of long rows they would not fit into the caches
-    def block(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array, scale: float) -> jax.Array:
-        grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[3])
-        scores = jnp.einsum("btkgd,bskd->bkgts", grouped, k, preferred_element_type=jnp.float32) * scale
-        weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, -1e9), axis=-1).astype(v.dtype)
-        return jnp.einsum("bkgts,bskd->btkgd", weights, v).reshape(q.shape)
+    def multiply(a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
+        contract = (((axes[0],), (axes[1],)), ((0, 1), (0, 1)))
+        return jax.lax.dot_general(a, b, contract, preferred_element_type=jnp.float32)
 
-    def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, *, scale: float) -> jax.Array:
+    def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, *, scale: float, **variants: Any) -> jax.Array:
+        if any(value is not None for value in variants.values()):
+            raise ValueError(f"training's attention has no variants, but the model asks for {variants}")
+        rows, length, heads, dim = q.shape
+        kv_heads = k.shape[2]
+        # Heads first, and a KV head's queries side by side: products whose results XLA need not transpose.
+        q = (q * scale).reshape(rows, length, kv_heads, -1, dim).transpose(0, 2, 3, 1, 4)
+        k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
         blocks = []
-        for start in range(0, q.shape[1], QUERY_BLOCK):
-            rows, seen = slice(start, min(start + QUERY_BLOCK, q.shape[1])), slice(min(start + QUERY_BLOCK, q.shape[1]))
-            causal = np.arange(q.shape[1])[rows, None] >= np.arange(q.shape[1])[None, seen]
-            visible = causal & (segments[:, rows, None] == segments[:, None, seen])
-            blocks.append(block(q[:, rows], k[:, seen], v[:, seen], visible, scale))
-        return jnp.concatenate(blocks, axis=1)
+        for start in range(0, length, QUERY_BLOCK):
+            end = min(start + QUERY_BLOCK, length)
+            causal = np.arange(start, end)[:, None] >= np.arange(end)
+            visible = causal & (segments[:, start:end, None] == segments[:, None, :end])
+            hide = jnp.tile(jnp.where(visible, 0.0, -1e9)[:, None], (1, 1, heads // kv_heads, 1))
+            block = q[:, :, :, start:end]
+            scores = multiply(block.reshape(rows, kv_heads, -1, dim), k[:, :, :end], (3, 3)) + hide
+            weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+            blocks.append(multiply(weights, v[:, :, :end], (3, 2)).astype(v.dtype).reshape(block.shape))
+        return jnp.concatenate(blocks, axis=3).transpose(0, 3, 1, 2, 4).reshape(rows, length, heads, dim)
 
     return attend
 
@@ -417,7 +425,7 @@ def parse_arguments() -> argparse.Namespace:
         default=Path("demo_checkpoints"),
         help="where to keep checkpoints and continue from; remove it to start anew (%(default)s)",
     )
-    parser.add_argument("--steps", type=int, default=10_500, help="training steps, over all restarts (%(default)s)")
+    parser.add_argument("--steps", type=int, default=7_000, help="training steps, over all restarts (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the text (%(default)s)")
     return parser.parse_args()
 
