@@ -13,10 +13,10 @@ from pallas_kernels.xla.tiles import prefill_tiles
 class StepBatchBuilder:
     """Packs steps into padded arrays of the buckets' sizes."""
 
-    def __init__(self, buckets: Buckets, *, vocab_size: int, page_size: int):
+    def __init__(self, buckets: Buckets, *, vocab_size: int, page_groups: int):
         self._buckets = buckets
         self._vocab_size = vocab_size
-        self._page_size = page_size
+        self._page_groups = page_groups
 
     def build(self, step: Prefill | Decode) -> StepBatch:
         return self._prefill(step.chunks) if isinstance(step, Prefill) else self._decode(step)
@@ -27,7 +27,10 @@ class StepBatchBuilder:
         counts = np.array([chunk.count for chunk in chunks])
         positions = np.array([chunk.start for chunk in chunks])
         arrays = PrefillArrays.padding(
-            bucket, max_num_seqs=self._buckets.max_num_seqs, max_pages=self._buckets.max_pages
+            bucket,
+            max_num_seqs=self._buckets.max_num_seqs,
+            groups=self._page_groups,
+            max_pages=self._buckets.max_pages,
         )
         arrays.tiles[:] = prefill_tiles(starts[:-1], counts, positions, bucket.tile_size, bucket.tiles)
         needs, vocab_rows = Needs(0), []
@@ -43,7 +46,8 @@ class StepBatchBuilder:
                 arrays.sampling_slots[row] = request.slot
             arrays.last_tokens[row] = end - 1
             arrays.lengths[row] = stop
-            arrays.page_table[row, : len(request.pages)] = request.pages
+            for group, pages in enumerate(request.pages):
+                arrays.page_table[group, row, : len(pages)] = pages
             _fill_sampling(arrays.sampling, row, request)
             needs |= Needs(request.needs)
             if request.params.prompt_logprobs is not None:
@@ -54,9 +58,11 @@ class StepBatchBuilder:
 
     def _decode(self, step: Decode) -> StepBatch:
         count = len(step.slots)
-        arrays = DecodeArrays.padding(self._buckets.decode_for(count), max_num_seqs=self._buckets.max_num_seqs)
+        arrays = DecodeArrays.padding(
+            self._buckets.decode_for(count), max_num_seqs=self._buckets.max_num_seqs, groups=self._page_groups
+        )
         for name in ("slots", "positions", "counts", "new_pages"):
-            getattr(arrays, name)[:count] = getattr(step, name)
+            getattr(arrays, name)[..., :count] = getattr(step, name)
         return StepBatch(arrays._replace(steps=np.int32(step.steps), needs=np.int32(step.needs)), [], count)
 
     def _vocab_row(self, request: Request) -> VocabRow:

@@ -15,6 +15,7 @@ from jaxserve.engine.detokenizer import TextStream
 from jaxserve.engine.input_processor import InputProcessor, Prompt
 from jaxserve.engine.pace import Pace
 from jaxserve.engine.page_pool import PagePool, root_key
+from jaxserve.engine.page_tables import PageTables
 from jaxserve.engine.request import Request, State
 from jaxserve.engine.scheduler import Chunk, Decode, Prefill, Scheduler
 from jaxserve.engine.startup import Loaded
@@ -105,7 +106,7 @@ class Engine:
             burst=config.decode_burst_ms / 1000,
         )
         self.scheduler = Scheduler(
-            self.pool,
+            PageTables(self.pool, loaded.cache_layout),
             max_num_seqs=config.max_num_seqs,
             max_prefill_seqs=loaded.buckets.max_prefill_rows,
             page_size=config.page_size,
@@ -113,7 +114,9 @@ class Engine:
             decode_steps=self._pace.decode_steps,
         )
         self.builder = StepBatchBuilder(
-            loaded.buckets, vocab_size=loaded.model_config.vocab_size, page_size=config.page_size
+            loaded.buckets,
+            vocab_size=loaded.model_config.vocab_size,
+            page_groups=len(loaded.cache_layout.windows),
         )
         self._live: dict[Request, _Live] = {}
         self._groups: dict[str, _Group] = {}

@@ -33,7 +33,7 @@ class Request:
     output_token_ids: list[int] = dataclasses.field(default_factory=list)
     state: State = State.WAITING
     slot: int = -1
-    pages: list[int] = dataclasses.field(default_factory=list)
+    pages: list[list[int]] = dataclasses.field(default_factory=list)  # by group of layers: `PageTables`'
     page_keys: list[Key] = dataclasses.field(default_factory=list)  # of the first full pages, as far as they are made
     num_computed: int = 0  # tokens whose keys and values are in pages, once the dispatched prefill steps are done
     num_cached: int = 0  # prompt tokens that the prefix cache spared it when it was first admitted

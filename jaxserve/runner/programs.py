@@ -10,7 +10,8 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jaxserve.models.config import ModelConfig
 from jaxserve.parallel.mesh import sharding
-from jaxserve.runner.kv_cache import DecodeRows, KVCache, PagedAttend, PrefillRows
+from jaxserve.runner.cache_layout import CacheLayout
+from jaxserve.runner.kv_cache import DecodeRows, KVCache, PagedAttend, Places, PrefillRows
 from jaxserve.runner.sampler import VocabState, log_probabilities, sample
 from jaxserve.runner.step_batch import (
     DecodeArrays,
@@ -29,15 +30,15 @@ class SlotState(NamedTuple):
     """What the device keeps of each running sequence, by slot."""
 
     last_token: jax.Array  # int32 [slots]
-    page_table: jax.Array  # int32 [slots, max_pages]
+    page_tables: jax.Array  # int32 [groups of layers, slots, max_pages]
     sampling: SamplingRows  # [slots]
     vocab: VocabState  # [slots, vocab]
 
     @classmethod
-    def empty(cls, *, slots: int, max_pages: int, vocab_size: int, mesh: Mesh) -> "SlotState":
+    def empty(cls, *, slots: int, groups: int, max_pages: int, vocab_size: int, mesh: Mesh) -> "SlotState":
         state = cls(
             jnp.zeros(slots, jnp.int32),
-            jnp.full((slots, max_pages), -1, jnp.int32),
+            jnp.full((groups, slots, max_pages), -1, jnp.int32),
             SamplingRows.empty(slots),
             VocabState(
                 jnp.zeros((slots, vocab_size), bool),
@@ -63,15 +64,15 @@ class Programs:
         graph: nnx.GraphDef,
         weights_tree: Any,
         config: ModelConfig,
+        layout: CacheLayout,
         mesh: Mesh,
         *,
-        page_size: int,
         max_logprobs: int,
         max_decode_steps: int,
         attention_backend: str,
     ):
         self._graph, self._weights_tree, self._mesh = graph, weights_tree, mesh
-        self._page_size, self._max_decode_steps = page_size, max_decode_steps
+        self._layout, self._page_size, self._max_decode_steps = layout, layout.page_size, max_decode_steps
         self._attention_backend = attention_backend
         self._max_logprobs = min(max_logprobs, config.vocab_size)
 
@@ -81,9 +82,9 @@ class Programs:
         """`batch.steps` new tokens for each slot of the batch, `max_decode_steps` at most."""
         slots = state.slots
         last_page = jnp.maximum(batch.positions + batch.counts - 1, 0) // self._page_size
-        opens = jnp.where(batch.new_pages >= 0, batch.slots, len(slots.last_token))
-        table = slots.page_table.at[opens, last_page].set(batch.new_pages, mode="drop")
-        state = state._replace(slots=slots._replace(page_table=table))
+        opens = jnp.where(batch.new_pages[0] >= 0, batch.slots, len(slots.last_token))
+        tables = slots.page_tables.at[:, opens, last_page].set(batch.new_pages, mode="drop")
+        state = state._replace(slots=slots._replace(page_tables=tables))
         if self._max_decode_steps == 1:
             state, token_ids, logprobs = self._decode_one(weights, state, batch.slots, batch.positions, batch.needs)
             return state, StepResult(token_ids[None], logprobs, None)
@@ -119,9 +120,9 @@ class Programs:
         """One new token for each of `row_slots`, whose newest tokens are at `positions`."""
         model = self._model(weights)
         slots = state.slots
-        rows = slots.page_table[row_slots]
         lengths = positions + 1  # padding: 0
-        attend = self._attend(state.cache, DecodeRows(rows, lengths), rows, jnp.arange(len(lengths)), positions)
+        places = self._places(state.cache, slots.page_tables[:, row_slots], jnp.arange(len(lengths)), positions)
+        attend = self._attend(state.cache, DecodeRows(lengths), places)
         hidden = model(slots.last_token[row_slots], positions, attend)
         sampling = jax.tree.map(lambda settings: settings[row_slots], slots.sampling)
         token_ids, logprobs, vocab = self._sample(
@@ -137,16 +138,10 @@ class Programs:
         """Chunks of several prompts; a new token for each that ends here."""
         model = self._model(weights)
         slots = state.slots
-        attend = self._attend(
-            state.cache,
-            PrefillRows(batch.page_table, batch.tiles),
-            batch.page_table,
-            batch.rows,
-            batch.positions,
-            tile_size,
-        )
+        places = self._places(state.cache, batch.page_table, batch.rows, batch.positions)
+        attend = self._attend(state.cache, PrefillRows(batch.tiles), places, tile_size)
         hidden = model(batch.token_ids, batch.positions, attend)
-        table = slots.page_table.at[batch.slots].set(batch.page_table, mode="drop")
+        tables = slots.page_tables.at[:, batch.slots].set(batch.page_table, mode="drop")
         sampling = jax.tree.map(
             lambda kept, new: kept.at[batch.slots].set(new, mode="drop"), slots.sampling, batch.sampling
         )
@@ -162,7 +157,7 @@ class Programs:
         )
         last_token = slots.last_token.at[batch.sampling_slots].set(token_ids, mode="drop")
         prompt_logprobs = self._prompt_logprobs(model, hidden, batch)
-        state = DeviceState(attend.cache, SlotState(last_token, table, sampling, vocab))
+        state = DeviceState(attend.cache, SlotState(last_token, tables, sampling, vocab))
         return state, StepResult(token_ids, logprobs, prompt_logprobs)
 
     @staticmethod
@@ -173,16 +168,20 @@ class Programs:
     def _model(self, weights: list[jax.Array]) -> Any:
         return nnx.merge(self._graph, jax.tree.unflatten(self._weights_tree, weights))
 
-    def _attend(self, cache, rows, page_table, owners, positions, tile_size=0) -> PagedAttend:
-        """Attention for tokens at `positions` of the sequences whose page table rows are `page_table[owners]`."""
-        page_ids = page_table[owners, jnp.maximum(positions, 0) // self._page_size]
+    def _places(self, cache: KVCache, page_tables: jax.Array, owners: jax.Array, positions: jax.Array) -> Places:
+        """Where tokens at `positions` go, those of the sequences whose pages are `page_tables[:, owners]`."""
+        page_ids = page_tables[:, owners, jnp.maximum(positions, 0) // self._page_size]
         page_ids = jnp.where(positions >= 0, page_ids, cache.k[0].shape[0])  # outside the pool: padding writes nothing
-        offsets = jnp.maximum(positions, 0) % self._page_size
+        return Places(page_tables, page_ids, jnp.maximum(positions, 0) % self._page_size)
+
+    def _attend(
+        self, cache: KVCache, rows: DecodeRows | PrefillRows, places: Places, tile_size: int = 0
+    ) -> PagedAttend:
         return PagedAttend(
             cache,
+            self._layout,
             rows,
-            page_ids,
-            offsets,
+            places,
             mesh=self._mesh,
             implementation=self._attention_backend,
             tile_size=tile_size,

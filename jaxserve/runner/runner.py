@@ -13,6 +13,7 @@ from jaxserve.checkpoint.exchange import Handover, match, place_like
 from jaxserve.models.config import ModelConfig
 from jaxserve.parallel.mesh import sharding
 from jaxserve.runner.buckets import Buckets, PrefillBucket
+from jaxserve.runner.cache_layout import CacheLayout
 from jaxserve.runner.compilation import compile_all
 from jaxserve.runner.kv_cache import KVCache
 from jaxserve.runner.memory import array_bytes
@@ -36,9 +37,9 @@ class Runner:
         config: ModelConfig,
         mesh: Mesh,
         buckets: Buckets,
+        layout: CacheLayout,
         *,
         num_pages: int,
-        page_size: int,
         max_logprobs: int,
         max_decode_steps: int,
         attention_backend: str,
@@ -48,21 +49,25 @@ class Runner:
         self._weights: list[jax.Array] = []
         self._unread_bytes = 0 if config.tie_word_embeddings else array_bytes(shapes["embedding"])
         self._config = config
-        self._buckets = buckets
+        self._buckets, self._layout = buckets, layout
         self._mesh = mesh
         dtype = self._shapes[0].dtype
         self.state = DeviceState(
-            KVCache.empty(config, num_pages=num_pages, page_size=page_size, dtype=dtype, mesh=mesh),
+            KVCache.empty(config, layout, num_pages=num_pages, dtype=dtype, mesh=mesh),
             SlotState.empty(
-                slots=buckets.max_num_seqs, max_pages=buckets.max_pages, vocab_size=config.vocab_size, mesh=mesh
+                slots=buckets.max_num_seqs,
+                groups=len(layout.windows),
+                max_pages=buckets.max_pages,
+                vocab_size=config.vocab_size,
+                mesh=mesh,
             ),
         )
         self._programs = Programs(
             graph,
             self._weights_tree,
             config,
+            layout,
             mesh,
-            page_size=page_size,
             max_logprobs=max_logprobs,
             max_decode_steps=max_decode_steps,
             attention_backend=attention_backend,
@@ -75,8 +80,8 @@ class Runner:
             config,
             mesh.shape,
             [(shape.shape, shape.dtype.name, shape.sharding.spec) for shape in self._shapes],
-            (num_pages, page_size, max_logprobs, max_decode_steps, attention_backend),
-            (buckets.max_num_seqs, buckets.max_pages),
+            (num_pages, max_logprobs, max_decode_steps, attention_backend),
+            (buckets.max_num_seqs, buckets.max_pages, layout),
         )
 
     def compile(self, on_compiled: Callable[[int, int], None] = lambda done, total: None) -> None:
@@ -118,7 +123,7 @@ class Runner:
     def kv_bytes_per_token(self) -> int:
         """Bytes of one position's keys and values in all layers."""
         pages, _, page_size, _ = self.state.cache.k[0].shape
-        return array_bytes(self.state.cache) // (pages * page_size)
+        return array_bytes(self.state.cache) // (pages * page_size * self._layout.num_arrays) * self._config.num_layers
 
     @property
     def weights(self) -> nnx.State:
@@ -160,13 +165,17 @@ class Runner:
         return self._buckets.prefill_for(len(arrays.token_ids), len(arrays.slots))
 
     def _compile_decode(self, rows: int) -> jax.stages.Compiled:
-        return self._compile(self._programs.decode, DecodeArrays.padding(rows, max_num_seqs=self._buckets.max_num_seqs))
+        sizes = {"max_num_seqs": self._buckets.max_num_seqs, "groups": len(self._layout.windows)}
+        return self._compile(self._programs.decode, DecodeArrays.padding(rows, **sizes))
 
     def _compile_prefill(self, bucket: PrefillBucket) -> jax.stages.Compiled:
-        sizes = {"max_num_seqs": self._buckets.max_num_seqs, "max_pages": self._buckets.max_pages}
-        return self._compile(
-            partial(self._programs.prefill, tile_size=bucket.tile_size), PrefillArrays.padding(bucket, **sizes)
+        arrays = PrefillArrays.padding(
+            bucket,
+            max_num_seqs=self._buckets.max_num_seqs,
+            groups=len(self._layout.windows),
+            max_pages=self._buckets.max_pages,
         )
+        return self._compile(partial(self._programs.prefill, tile_size=bucket.tile_size), arrays)
 
     def _compile(self, program: Callable, arrays: PrefillArrays | DecodeArrays) -> jax.stages.Compiled:
         # Outputs lie as the inputs they replace, so that each step's result fits the next step's program.

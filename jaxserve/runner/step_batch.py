@@ -79,13 +79,13 @@ class PrefillArrays(NamedTuple):
     sampling_slots: Array  # int32 [R]: the slot where this step reaches the sequence's end, else padding
     last_tokens: Array  # int32 [R]: flat index of each sequence's last token here
     lengths: Array  # int32 [R]: tokens of each sequence after this step
-    page_table: Array  # int32 [R, max_pages]
+    page_table: Array  # int32 [groups of layers, R, max_pages]
     tiles: Array  # int32 [4, tiles], as `prefill_tiles` makes them
     sampling: SamplingRows  # [R]
     needs: Array  # int32 []
 
     @classmethod
-    def padding(cls, bucket: PrefillBucket, *, max_num_seqs: int, max_pages: int) -> "PrefillArrays":
+    def padding(cls, bucket: PrefillBucket, *, max_num_seqs: int, groups: int, max_pages: int) -> "PrefillArrays":
         """A batch of `bucket`'s sizes that does nothing."""
         tokens, rows = bucket.tokens, bucket.rows
         return cls(
@@ -97,7 +97,7 @@ class PrefillArrays(NamedTuple):
             sampling_slots=np.full(rows, max_num_seqs, np.int32),
             last_tokens=np.zeros(rows, np.int32),
             lengths=np.zeros(rows, np.int32),
-            page_table=np.full((rows, max_pages), -1, np.int32),
+            page_table=np.full((groups, rows, max_pages), -1, np.int32),
             tiles=np.zeros((4, bucket.tiles), np.int32),
             sampling=SamplingRows.empty(rows),
             needs=np.zeros((), np.int32),
@@ -110,18 +110,18 @@ class DecodeArrays(NamedTuple):
     slots: Array  # int32 [B]
     positions: Array  # int32 [B]: of the newest token, which goes in first
     counts: Array  # int32 [B]: tokens wanted at most; a stop token ends a row earlier
-    new_pages: Array  # int32 [B]: the page that the last of these tokens opens, or -1
+    new_pages: Array  # int32 [groups of layers, B]: the page that the last of these tokens opens, or -1
     steps: Array  # int32 []: the largest count
     needs: Array  # int32 []
 
     @classmethod
-    def padding(cls, rows: int, *, max_num_seqs: int) -> "DecodeArrays":
+    def padding(cls, rows: int, *, max_num_seqs: int, groups: int) -> "DecodeArrays":
         """A batch of `rows` rows that does nothing."""
         return cls(
             slots=np.full(rows, max_num_seqs, np.int32),
             positions=np.full(rows, -1, np.int32),
             counts=np.zeros(rows, np.int32),
-            new_pages=np.full(rows, -1, np.int32),
+            new_pages=np.full((groups, rows), -1, np.int32),
             steps=np.ones((), np.int32),
             needs=np.zeros((), np.int32),
         )
