@@ -17,7 +17,11 @@ Logprobs = dict[int, Logprob]  # of one position, by token id
 
 @dataclasses.dataclass(slots=True)
 class CompletionOutput:
-    """One completion, or what a step added to it. Once it ended, `finish_reason` is `"stop"` or `"length"`."""
+    """One completion, or what a step added to it.
+
+    Once it ended, `finish_reason` is `"stop"` or `"length"`, or `"error"` if its grammar could not be followed any
+    further; `stop_reason` then says why.
+    """
 
     index: int
     text: str = ""

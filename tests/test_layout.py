@@ -25,6 +25,7 @@ ORDER = (
     "jaxserve.parallel",
     "jaxserve.outputs",
     "jaxserve.sampling_params",
+    "jaxserve.structured_outputs",
     "jaxserve.progress",
     "jaxserve.errors",
     "pallas_kernels",

@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 
+from jaxserve.engine.constraint import Constraint
 from jaxserve.engine.page_pool import Key, page_keys
 from jaxserve.sampling_params import SamplingParams
 
@@ -30,6 +31,7 @@ class Request:
     stop_token_ids: frozenset[int] = frozenset()  # end-of-sequence ids included, unless ignored
     needs: int = 0  # what of sampling it needs: a `Needs` value
     cache_salt: Key | None = b""  # what its pages' keys begin with; None keeps it out of the prefix cache
+    constraint: Constraint | None = None  # None once it binds no longer, too
     output_token_ids: list[int] = dataclasses.field(default_factory=list)
     state: State = State.WAITING
     slot: int = -1

@@ -51,6 +51,7 @@ class _Slots:
         self.room = np.zeros(count, np.int32)  # positions that the sequence's pages hold
         self.left = np.zeros(count, np.int32)  # tokens that may still be sampled
         self.needs = np.zeros(count, np.int32)
+        self.unseen = np.zeros(count, bool)  # whether the host has to see the newest token before the next is sampled
 
 
 class Scheduler:
@@ -61,6 +62,9 @@ class Scheduler:
     window, those of its first step), in the order of priority and arrival; pages that the prefix cache has are shared
     and not computed again. It takes further pages as it grows. When none is left, the last in that order gives its
     pages back and is computed again later.
+
+    A request whose next token depends on the host (`Needs.MASK`) sits out the steps that come before its newest token
+    has been seen there; the others go on.
 
     `prefill_budget(sequences)` gives the most tokens of a prefill step that `sequences` decoding ones wait for, and
     `decode_steps(sequences)` the most tokens that a decode step may bring each of them while nothing waits.
@@ -112,6 +116,14 @@ class Scheduler:
         elif request.state is State.WAITING:
             self._num_waiting -= 1
         request.state = State.FINISHED
+
+    def saw_token(self, request: Request) -> None:
+        """The host has seen a constrained request's newest token, so that it may go on; freely, if that ended it."""
+        if request.constraint is None:
+            request.needs &= ~Needs.MASK
+        if request.state is State.RUNNING and self._slots.decoding[request.slot]:
+            self._slots.needs[request.slot] = request.needs
+            self._slots.unseen[request.slot] = False
 
     def schedule(self) -> Prefill | Decode | None:
         """The next step, or None while nothing can run. The scheduler's state then stands as after that step."""
@@ -165,6 +177,7 @@ class Scheduler:
             slots.room[slot] = len(request.pages[0]) * self._page_size
             slots.left[slot] = request.max_tokens - len(request.output_token_ids) - 1
             slots.needs[slot] = request.needs
+            slots.unseen[slot] = bool(request.needs & Needs.MASK)
         return Chunk(request, start, count, first, samples)
 
     def _admit(self) -> Request | None:
@@ -197,11 +210,11 @@ class Scheduler:
 
     def _decode(self) -> Decode | None:
         slots = self._slots
-        rows = np.flatnonzero(slots.decoding & (slots.left > 0)).astype(np.int32)
+        rows = np.flatnonzero(slots.decoding & (slots.left > 0) & ~slots.unseen).astype(np.int32)
         if not len(rows):
             return None
         needs = int(np.bitwise_or.reduce(slots.needs[rows]))
-        waits = self._prefilling or self._num_waiting or needs & Needs.LOGPROBS
+        waits = self._prefilling or self._num_waiting or needs & (Needs.LOGPROBS | Needs.MASK)
         steps = 1 if waits else min(self._decode_steps(len(rows)), self._page_size, int(slots.left[rows].max()))
         rows, new_pages = self._grow(rows, steps)
         if not len(rows):
@@ -211,6 +224,7 @@ class Scheduler:
         step = Decode(requests, rows, slots.positions[rows], counts, new_pages, steps, needs)
         slots.positions[rows] += counts
         slots.left[rows] -= counts
+        slots.unseen[rows] = slots.needs[rows] & Needs.MASK != 0
         return step
 
     def _grow(self, rows: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:

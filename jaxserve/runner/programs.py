@@ -15,7 +15,9 @@ from jaxserve.runner.kv_cache import DecodeRows, KVCache, PagedAttend, Places, P
 from jaxserve.runner.sampler import VocabState, log_probabilities, sample
 from jaxserve.runner.step_batch import (
     DecodeArrays,
+    HiddenRows,
     LogprobRows,
+    Masks,
     Needs,
     PrefillArrays,
     SamplingRows,
@@ -40,11 +42,7 @@ class SlotState(NamedTuple):
             jnp.zeros(slots, jnp.int32),
             jnp.full((groups, slots, max_pages), -1, jnp.int32),
             SamplingRows.empty(slots),
-            VocabState(
-                jnp.zeros((slots, vocab_size), bool),
-                jnp.zeros((slots, vocab_size), jnp.int32),
-                jnp.zeros((slots, vocab_size), jnp.float32),
-            ),
+            VocabState.empty(slots, vocab_size),
         )
         return jax.device_put(state, sharding(mesh))
 
@@ -86,8 +84,8 @@ class Programs:
         tables = slots.page_tables.at[:, opens, last_page].set(batch.new_pages, mode="drop")
         state = state._replace(slots=slots._replace(page_tables=tables))
         if self._max_decode_steps == 1:
-            state, token_ids, logprobs = self._decode_one(weights, state, batch.slots, batch.positions, batch.needs)
-            return state, StepResult(token_ids[None], logprobs, None)
+            state, token_ids, logprobs = self._decode_one(weights, state, batch)
+            return state, StepResult(token_ids[None], logprobs, None, None)
 
         stops = slots.sampling.stop_token_ids[batch.slots]
         rows = len(batch.slots)
@@ -98,37 +96,32 @@ class Programs:
             # A row that has ended is padding from there on.
             row_slots = jnp.where(going, batch.slots, len(slots.last_token))
             positions = jnp.where(going, batch.positions + step, -1)
-            state, token_ids, logprobs = self._decode_one(weights, state, row_slots, positions, batch.needs)
+            token_batch = batch._replace(slots=row_slots, positions=positions)
+            state, token_ids, logprobs = self._decode_one(weights, state, token_batch)
             going = going & (token_ids[:, None] != stops).all(axis=1)
             return state, going, found.at[step].set(token_ids), logprobs
 
-        shapes = jax.eval_shape(self._decode_one, weights, state, batch.slots, batch.positions, batch.needs)[2]
+        shapes = jax.eval_shape(self._decode_one, weights, state, batch)[2]
         no_logprobs = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         found = jnp.zeros((self._max_decode_steps, rows), jnp.int32)
         carry = (state, jnp.ones(rows, bool), found, no_logprobs)
         state, _, found, logprobs = jax.lax.fori_loop(0, batch.steps, one_more, carry)
-        return state, StepResult(found, logprobs, None)
+        return state, StepResult(found, logprobs, None, None)
 
     def _decode_one(
-        self,
-        weights: list[jax.Array],
-        state: DeviceState,
-        row_slots: jax.Array,
-        positions: jax.Array,
-        needs: jax.Array,
+        self, weights: list[jax.Array], state: DeviceState, batch: DecodeArrays
     ) -> tuple[DeviceState, jax.Array, LogprobRows]:
-        """One new token for each of `row_slots`, whose newest tokens are at `positions`."""
+        """One new token for each slot of the batch, whose newest tokens are at its positions."""
         model = self._model(weights)
         slots = state.slots
-        lengths = positions + 1  # padding: 0
-        places = self._places(state.cache, slots.page_tables[:, row_slots], jnp.arange(len(lengths)), positions)
+        lengths = batch.positions + 1  # padding: 0
+        page_tables = slots.page_tables[:, batch.slots]
+        places = self._places(state.cache, page_tables, jnp.arange(len(lengths)), batch.positions)
         attend = self._attend(state.cache, DecodeRows(lengths), places)
-        hidden = model(slots.last_token[row_slots], positions, attend)
-        sampling = jax.tree.map(lambda settings: settings[row_slots], slots.sampling)
-        token_ids, logprobs, vocab = self._sample(
-            model, hidden, lengths, row_slots, row_slots, sampling, slots.vocab, needs
-        )
-        last_token = slots.last_token.at[row_slots].set(token_ids, mode="drop")
+        hidden = model(slots.last_token[batch.slots], batch.positions, attend)
+        sampling = jax.tree.map(lambda settings: settings[batch.slots], slots.sampling)
+        token_ids, logprobs, vocab = self._sample(model, hidden, lengths, batch.slots, sampling, slots.vocab, batch)
+        last_token = slots.last_token.at[batch.slots].set(token_ids, mode="drop")
         state = DeviceState(attend.cache, slots._replace(last_token=last_token, vocab=vocab))
         return state, token_ids, logprobs
 
@@ -149,21 +142,31 @@ class Programs:
             model,
             hidden[batch.last_tokens],
             batch.lengths,
-            batch.slots,
             batch.sampling_slots,
             batch.sampling,
             slots.vocab,
-            batch.needs,
+            batch,
         )
         last_token = slots.last_token.at[batch.sampling_slots].set(token_ids, mode="drop")
-        prompt_logprobs = self._prompt_logprobs(model, hidden, batch)
+        result = StepResult(
+            token_ids, logprobs, self._prompt_logprobs(model, hidden, batch), self._hidden(hidden, batch)
+        )
         state = DeviceState(attend.cache, SlotState(last_token, tables, sampling, vocab))
-        return state, StepResult(token_ids, logprobs, prompt_logprobs)
+        return state, result
 
     @staticmethod
     def load_vocab_row(vocab: VocabState, row: VocabRow) -> VocabState:
         """Put a sequence's penalties and bias into its slot."""
-        return VocabState(*(kept.at[row.slot].set(new) for kept, new in zip(vocab, row[1:], strict=True)))
+        return vocab._replace(
+            prompt_tokens=vocab.prompt_tokens.at[row.slot].set(row.prompt_tokens),
+            output_counts=vocab.output_counts.at[row.slot].set(row.output_counts),
+            bias=vocab.bias.at[row.slot].set(row.bias),
+        )
+
+    @staticmethod
+    def load_masks(vocab: VocabState, masks: Masks) -> VocabState:
+        """Say which tokens may come next in some slots."""
+        return vocab._replace(allowed=vocab.allowed.at[masks.slots].set(masks.allowed, mode="drop"))
 
     def _model(self, weights: list[jax.Array]) -> Any:
         return nnx.merge(self._graph, jax.tree.unflatten(self._weights_tree, weights))
@@ -188,13 +191,20 @@ class Programs:
         )
 
     def _sample(
-        self, model, hidden, lengths, slots, counted_slots, sampling, vocab, needs
+        self,
+        model: Any,
+        hidden: jax.Array,
+        lengths: jax.Array,
+        counted_slots: jax.Array,
+        sampling: SamplingRows,
+        vocab: VocabState,
+        batch: PrefillArrays | DecodeArrays,
     ) -> tuple[jax.Array, LogprobRows, VocabState]:
         """Tokens after `hidden` `[rows, hidden]`, their log-probabilities, and the counts with these tokens in."""
         logits = self._replicated(model.logits(hidden))
-        token_ids = sample(logits, lengths, slots, sampling, vocab, needs)
+        token_ids = sample(logits, lengths, batch.slots, sampling, batch.masked, vocab, batch.needs)
         logprobs = self._if_needed(
-            needs & Needs.LOGPROBS != 0, lambda: log_probabilities(logits, token_ids, self._max_logprobs)
+            batch.needs & Needs.LOGPROBS != 0, lambda: log_probabilities(logits, token_ids, self._max_logprobs)
         )
         counts = vocab.output_counts.at[counted_slots, token_ids].add(1, mode="drop")
         return token_ids, logprobs, vocab._replace(output_counts=counts)
@@ -215,8 +225,18 @@ class Programs:
 
         return self._if_needed(batch.needs & Needs.PROMPT_LOGPROBS != 0, all_blocks)
 
+    def _hidden(self, hidden: jax.Array, batch: PrefillArrays) -> HiddenRows:
+        """What embeddings are made of."""
+
+        def of_rows() -> HiddenRows:
+            real = jnp.where(batch.positions >= 0, batch.rows, len(batch.slots))
+            sums = jax.ops.segment_sum(hidden.astype(jnp.float32), real, len(batch.slots))
+            return HiddenRows(self._replicated(sums), self._replicated(hidden[batch.last_tokens].astype(jnp.float32)))
+
+        return self._if_needed(batch.needs & Needs.HIDDEN != 0, of_rows)
+
     @staticmethod
-    def _if_needed(condition: jax.Array, compute: Callable[[], LogprobRows]) -> LogprobRows:
+    def _if_needed[T](condition: jax.Array, compute: Callable[[], T]) -> T:
         """`compute()`, or zeros of the same shapes."""
         shapes = jax.eval_shape(compute)
         return jax.lax.cond(condition, compute, lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))

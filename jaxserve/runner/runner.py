@@ -19,7 +19,7 @@ from jaxserve.runner.kv_cache import KVCache
 from jaxserve.runner.memory import array_bytes
 from jaxserve.runner.program_cache import ProgramCache
 from jaxserve.runner.programs import DeviceState, Programs, SlotState
-from jaxserve.runner.step_batch import DecodeArrays, PrefillArrays, StepBatch, StepResult, VocabRow
+from jaxserve.runner.step_batch import DecodeArrays, Masks, Needs, PrefillArrays, StepBatch, StepResult, VocabRow
 
 
 class Runner:
@@ -90,7 +90,7 @@ class Runner:
         programs: dict[Any, Callable[[], jax.stages.Compiled]] = {}
         programs |= {bucket: partial(self._compile_decode, bucket) for bucket in reversed(self._buckets.decode)}
         programs |= {bucket: partial(self._compile_prefill, bucket) for bucket in reversed(self._buckets.prefill)}
-        programs |= {VocabRow: self._compile_vocab_row}
+        programs |= {VocabRow: self._compile_vocab_row, Masks: self._compile_masks}
         tasks = [partial(self._cache.get, repr(key), compile_) for key, compile_ in programs.items()]
         self._compiled = dict(zip(programs, compile_all(tasks, on_compiled), strict=True))
 
@@ -100,8 +100,8 @@ class Runner:
 
     def dispatch(self, batch: StepBatch) -> StepResult:
         """Start one step; the result's arrays are on the device, under way."""
-        for row in batch.vocab_rows:
-            vocab = self._compiled[VocabRow](self.state.slots.vocab, row)
+        for loaded in (*batch.vocab_rows, *batch.masks):
+            vocab = self._compiled[type(loaded)](self.state.slots.vocab, loaded)
             self.state = self.state._replace(slots=self.state.slots._replace(vocab=vocab))
         arrays = batch.arrays
         key = len(arrays.slots) if isinstance(arrays, DecodeArrays) else self._prefill_bucket(arrays)
@@ -144,13 +144,14 @@ class Runner:
             self._weights[number] = place_like(handover, self._weights[number])
 
     @staticmethod
-    def collect(result: StepResult, *, logprobs: bool, prompt_logprobs: bool) -> StepResult:
-        """Wait for a step and read what is wanted of it, as numpy arrays."""
+    def collect(result: StepResult, needs: int) -> StepResult:
+        """Wait for a step and read what is wanted of it, a `Needs` value, as numpy arrays."""
         return jax.device_get(
             StepResult(
                 result.token_ids,
-                result.logprobs if logprobs else None,
-                result.prompt_logprobs if prompt_logprobs else None,
+                result.logprobs if needs & Needs.LOGPROBS else None,
+                result.prompt_logprobs if needs & Needs.PROMPT_LOGPROBS else None,
+                result.hidden if needs & Needs.HIDDEN else None,
             )
         )
 
@@ -186,7 +187,15 @@ class Runner:
             return step.lower(self._shapes, self.state, arrays).compile()
 
     def _compile_vocab_row(self) -> jax.stages.Compiled:
-        size, whole = self._vocab_size, sharding(self._mesh)
+        size = self._vocab_size
         row = VocabRow(np.int32(0), np.zeros(size, bool), np.zeros(size, np.int32), np.zeros(size, np.float32))
-        load = jax.jit(Programs.load_vocab_row, donate_argnums=0, in_shardings=(None, whole), out_shardings=whole)
-        return load.lower(self.state.slots.vocab, row).compile()
+        return self._compile_loading(Programs.load_vocab_row, row)
+
+    def _compile_masks(self) -> jax.stages.Compiled:
+        sizes = {"max_num_seqs": self._buckets.max_num_seqs, "vocab_size": self._vocab_size}
+        return self._compile_loading(Programs.load_masks, Masks.padding(**sizes))
+
+    def _compile_loading(self, load: Callable, loaded: VocabRow | Masks) -> jax.stages.Compiled:
+        whole = sharding(self._mesh)
+        program = jax.jit(load, donate_argnums=0, in_shardings=(None, whole), out_shardings=whole)
+        return program.lower(self.state.slots.vocab, loaded).compile()

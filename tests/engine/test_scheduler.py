@@ -12,13 +12,22 @@ from jaxserve.engine.page_tables import PageTables
 from jaxserve.engine.request import Request, State
 from jaxserve.engine.scheduler import Decode, Prefill, Scheduler
 from jaxserve.runner.cache_layout import CacheLayout
+from jaxserve.runner.step_batch import Needs
 from jaxserve.sampling_params import SamplingParams
 
 PAGE = 4
 STOP_TOKEN = 1
 
 
-def make_request(name: str, prompt: int, max_tokens: int, arrival: int, priority: int = 0, cached: bool = True):
+def make_request(
+    name: str,
+    prompt: int,
+    max_tokens: int,
+    arrival: int,
+    priority: int = 0,
+    cached: bool = True,
+    constrained: bool = False,
+):
     return Request(
         name,
         list(range(10, 10 + prompt)),  # each prompt begins as every longer one does
@@ -29,6 +38,8 @@ def make_request(name: str, prompt: int, max_tokens: int, arrival: int, priority
         priority=priority,
         stop_token_ids=frozenset([STOP_TOKEN]),
         cache_salt=b"" if cached else None,
+        needs=int(Needs.MASK) if constrained else 0,
+        constraint=object() if constrained else None,  # type: ignore[arg-type]
     )
 
 
@@ -116,6 +127,8 @@ class Simulation:
                     sampled.append([0] * count)
                     continue
                 assert position == len(self.sequences[request]) - 1
+                if request.constraint:  # which depends on all tokens before
+                    assert (request.num_known, count) == (position + 1, 1)
                 new = []
                 for _ in range(count):
                     self.write(request, len(self.sequences[request]) - 1, 1)
@@ -160,6 +173,8 @@ class Simulation:
                 if request.state is State.FINISHED:
                     break
                 request.output_token_ids.append(token)
+                if request.constraint:
+                    self.scheduler.saw_token(request)
                 if token == STOP_TOKEN:
                     self.end(request, "stop")
                 elif len(request.output_token_ids) == request.max_tokens:
@@ -183,7 +198,9 @@ class Simulation:
 
 
 LONGEST = 24
-arrivals = st.tuples(st.just("add"), st.integers(1, 14), st.integers(1, LONGEST - 14), st.integers(0, 2), st.booleans())
+arrivals = st.tuples(
+    st.just("add"), st.integers(1, 14), st.integers(1, LONGEST - 14), st.integers(0, 2), *[st.booleans()] * 2
+)
 steps = st.tuples(st.just("step"), st.sampled_from([7, 7, 7, STOP_TOKEN]))
 aborts = st.tuples(st.just("abort"), st.integers(0, 30))
 
@@ -207,9 +224,9 @@ def test_after_any_history_pages_add_up_hold_what_they_should_and_every_request_
     )
     for event, *values in history:
         if event == "add":
-            prompt, max_tokens, priority, cached = values
+            prompt, max_tokens, priority, cached, constrained = values
             index = len(simulation.requests)
-            simulation.add(make_request(str(index), prompt, max_tokens, index, priority, cached))
+            simulation.add(make_request(str(index), prompt, max_tokens, index, priority, cached, constrained))
         elif event == "step":
             simulation.step(values[0])
         elif simulation.requests:

@@ -48,12 +48,12 @@ def layout_of(windows: tuple[int | None, ...]) -> CacheLayout:
 
 def abstract_state(layout: CacheLayout) -> DeviceState:
     array = jax.ShapeDtypeStruct
-    pages, vocab = array(CACHE, jnp.bfloat16), (SLOTS, QWEN3_8B.vocab_size)
+    pages = array(CACHE, jnp.bfloat16)
     slots = SlotState(
         array((SLOTS,), jnp.int32),
         array((len(layout.windows), SLOTS, BUCKETS.max_pages), jnp.int32),
         SamplingRows.empty(SLOTS),
-        VocabState(array(vocab, jnp.bool_), array(vocab, jnp.int32), array(vocab, jnp.float32)),
+        jax.eval_shape(lambda: VocabState.empty(SLOTS, QWEN3_8B.vocab_size)),
     )
     return DeviceState(KVCache((pages,) * layout.num_arrays, (pages,) * layout.num_arrays), slots)
 

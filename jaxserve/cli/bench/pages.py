@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
         return CacheLayout.of(windows, **sizes)
 
     windows = [kind.window for kind in model.layer_kinds]
-    table = table_of("context", "pages held", "MiB", "MiB without windows", "share")
+    table = table_of("tokens of one request", "pages", "MiB", "all kept", "share")
     rows = []
     for length in lengths:
         own, plain = layout(windows, length), layout([None] * len(windows), length)
@@ -85,7 +85,11 @@ def run(arguments: argparse.Namespace) -> None:
         rows.append({"length": length, "pages": held, "bytes": found, "bytes_without_windows": whole})
     console = Console(highlight=False)
     console.print(table)
-    console.print(f"  {files.name}: {_layers(windows)}; pages of {config.page_size} positions, {dtype.name}")
+    console.print(
+        f"  {files.name}, {dtype.name}: {_layers(windows)}; pages of {config.page_size} positions. "
+        "All kept: MiB if no layer let pages go.",
+        soft_wrap=True,
+    )
     write_report({"benchmark": "pages", "model": files.name, "rows": rows}, arguments.output_json)
 
 
@@ -96,7 +100,7 @@ def most_pages(layout: "CacheLayout", length: int) -> int:
     from jaxserve.sampling_params import SamplingParams
 
     engine, _ = simulated_engine(
-        CostModel(),
+        CostModel(per_pass=0.01),
         layout=layout,
         max_num_seqs=1,
         max_num_batched_tokens=layout.max_step_tokens,
