@@ -23,6 +23,7 @@ ORDER = (
     "jaxserve.models",
     "jaxserve.layers",
     "jaxserve.parallel",
+    "jaxserve.chat",
     "jaxserve.outputs",
     "jaxserve.sampling_params",
     "jaxserve.progress",
@@ -32,6 +33,7 @@ ORDER = (
 
 WITHOUT_JAX = (
     "jaxserve.server",
+    "jaxserve.chat",
     "jaxserve.outputs",
     "jaxserve.sampling_params",
     "jaxserve.engine.scheduler",
