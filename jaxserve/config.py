@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import yaml
 
+from jaxserve.chat.styles import REASONING_PARSERS, TOOL_CALL_PARSERS
 from jaxserve.errors import InputError, nearest
 
 DEMO_MODEL = Path(__file__).parent / "demo_model"
@@ -39,6 +40,14 @@ class EngineConfig:
     )
     tokenizer: str | None = _setting(None, "directory of the tokenizer, if not the model's")
     skip_tokenizer_init: bool = _setting(False, "load no tokenizer: token ids in, token ids out")
+    chat_template: str | None = _setting(None, "file of a chat template to use in place of the checkpoint's own")
+    reasoning_parser: str = _setting(
+        "auto",
+        f"style of its reasoning: {', '.join(REASONING_PARSERS)}; auto tells it from chat template and tokenizer",
+    )
+    tool_call_parser: str = _setting(
+        "auto", f"style of its tool calls: {', '.join(TOOL_CALL_PARSERS)}; none leaves them in the text"
+    )
     load_format: str = _setting(
         "auto", "auto reads the checkpoint; dummy makes random weights from config.json alone, to measure speed"
     )
@@ -92,6 +101,8 @@ class EngineConfig:
             ("dtype", DTYPES),
             ("load_format", LOAD_FORMATS),
             ("attention_backend", ATTENTION_BACKENDS),
+            ("reasoning_parser", REASONING_PARSERS),
+            ("tool_call_parser", TOOL_CALL_PARSERS),
         ):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} is {getattr(self, name)!r}; give one of {', '.join(allowed)}")

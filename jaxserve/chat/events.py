@@ -1,6 +1,7 @@
 """What an answer consists of, piece by piece, and whole."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -36,6 +37,26 @@ class CallArguments:
 
 
 Event = Reasoning | Content | CallBegin | CallArguments
+
+
+def as_delta(events: Iterable[Event]) -> dict[str, Any]:
+    """What events add to a message, in the shape of OpenAI's deltas."""
+    delta: dict[str, Any] = {}
+    calls: dict[int, dict[str, Any]] = {}  # by index
+    for event in events:
+        match event:
+            case Reasoning(text):
+                delta["reasoning_content"] = delta.get("reasoning_content", "") + text
+            case Content(text):
+                delta["content"] = delta.get("content", "") + text
+            case CallBegin(index, id, name):
+                calls[index] = {"index": index, "id": id, "type": "function", "function": {"name": name}}
+            case CallArguments(index, text):
+                function = calls.setdefault(index, {"index": index, "function": {}})["function"]
+                function["arguments"] = function.get("arguments", "") + text
+    if calls:
+        delta["tool_calls"] = list(calls.values())
+    return delta
 
 
 @dataclasses.dataclass(slots=True)

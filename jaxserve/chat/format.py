@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from jaxserve.chat import harmony, styles
@@ -23,16 +24,24 @@ _GPT_OSS_EFFORTS = ("low", "medium", "high")
 class ChatFormat:
     """A model's chat template and its styles of reasoning and tool calls.
 
-    Styles are told from the template and the tokenizer, or given by name.
+    Styles are told from the template and the tokenizer, or given by name. `chat_template` is a file whose template
+    takes the place of the tokenizer's.
     """
 
-    def __init__(self, tokenizer: Any, *, reasoning_parser: str = "auto", tool_call_parser: str = "auto"):
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        chat_template: str | None = None,
+        reasoning_parser: str = "auto",
+        tool_call_parser: str = "auto",
+    ):
         self._tokenizer = tokenizer
         self._added = {token.content: id for id, token in tokenizer.added_tokens_decoder.items()}
         self._special = tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
         self._template = None
-        if tokenizer.chat_template:
-            self._template = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens_map, Renderer())
+        if source := _read(chat_template) if chat_template else tokenizer.chat_template:
+            self._template = ChatTemplate(source, tokenizer.special_tokens_map, Renderer())
         text = self._template.text if self._template else ""
         if reasoning_parser == "auto":
             reasoning_parser = styles.detect_reasoning(text, self._added) or "none"
@@ -184,3 +193,10 @@ class ChatFormat:
         channel, message = self._added[harmony.CHANNEL], self._added[harmony.MESSAGE]
         ends = frozenset(self._added[marker] for marker in harmony.ENDS)
         return InChannel(channel, message, ends, self._tokenizer.decode)
+
+
+def _read(chat_template: str) -> str:
+    try:
+        return Path(chat_template).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the chat_template {chat_template} ({error})") from error

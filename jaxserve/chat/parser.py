@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from jaxserve.chat.events import Answer, CallArguments, CallBegin, Event
 from jaxserve.chat.reasoning_tokens import ReasoningTokens
 from jaxserve.chat.source import Parsing, Source
+from jaxserve.outputs import CompletionOutput
 
 
 class AnswerParser:
@@ -36,6 +37,11 @@ class AnswerParser:
         self._source.add(text)
         return self._read()
 
+    def read(self, delta: CompletionOutput) -> list[Event]:
+        """The events of what a step added to the completion that is this answer, or of all of it."""
+        events = self.push(delta.text, delta.token_ids)
+        return events + self.finish() if delta.finished() else events
+
     def finish(self) -> list[Event]:
         """What was held back, once no more text comes."""
         self._source.end()
@@ -57,9 +63,9 @@ class AnswerParser:
         return events
 
 
-def parse_whole(parser: AnswerParser, text: str, token_ids: Sequence[int] = ()) -> Answer:
-    """The answer that all of `text` is."""
+def whole_answer(parser: AnswerParser, completion: CompletionOutput) -> Answer:
+    """The answer that a completion is which has ended."""
     answer = Answer()
-    for event in [*parser.push(text, token_ids), *parser.finish()]:
+    for event in parser.read(completion):
         answer.add(event)
     return answer

@@ -91,6 +91,7 @@ class Engine:
         self.startup_seconds, self.attention = loaded.seconds, loaded.attention
         self.inputs = InputProcessor(
             loaded.tokenizer,
+            loaded.chat,
             vocab_size=loaded.model_config.vocab_size,
             max_model_len=config.max_model_len,
             max_logprobs=min(config.max_logprobs, loaded.model_config.vocab_size),

@@ -1,14 +1,11 @@
 """Everything that is checked about a request before the engine takes it."""
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from jaxserve.chat.format import ChatFormat
 from jaxserve.errors import InputError, nearest
 from jaxserve.sampling_params import MAX_STOP_TOKEN_IDS, SamplingParams
-
-# Of the options that `apply_chat_template` has itself, those that a conversation may set.
-_TEMPLATE_OPTIONS = {"tools", "documents", "add_generation_prompt", "continue_final_message"}
 
 Prompt = str | dict[str, Any]  # text, {"prompt": text} or {"prompt_token_ids": [...]}
 
@@ -26,9 +23,16 @@ class InputProcessor:
     """Turns prompts into tokens and refuses what cannot be served, with an `InputError` of one sentence."""
 
     def __init__(
-        self, tokenizer: Any, *, vocab_size: int, max_model_len: int, max_logprobs: int, eos_token_ids: frozenset[int]
+        self,
+        tokenizer: Any,
+        chat: ChatFormat | None,
+        *,
+        vocab_size: int,
+        max_model_len: int,
+        max_logprobs: int,
+        eos_token_ids: frozenset[int],
     ):
-        self._tokenizer = tokenizer
+        self._tokenizer, self._chat = tokenizer, chat
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len
         self._max_logprobs = max_logprobs
@@ -51,27 +55,22 @@ class InputProcessor:
             )
         return CheckedInput(text, token_ids, min(room, params.max_tokens or room), stops)
 
-    def render_chat(self, messages: Sequence[dict[str, Any]], **template_arguments: Any) -> list[int]:
-        """The tokens of a conversation in the model's own chat template."""
-        self._need_tokenizer("chat")
-        if not self._tokenizer.chat_template:
-            raise InputError("this model's tokenizer has no chat template; use generate with a plain prompt")
-        if not messages:
-            raise InputError("messages is empty; give at least one message")
-        # The tokenizer takes options of its own beside the template's variables: whoever could set those might replace
-        # the template, or turn the text into something else.
-        own = inspect.signature(self._tokenizer.apply_chat_template).parameters.keys() - _TEMPLATE_OPTIONS
-        if names := template_arguments.keys() & own:
-            raise InputError(f"chat_template_kwargs holds {min(names)!r}, which is not the template's; leave it out")
-        try:
-            text = self._tokenizer.apply_chat_template(
-                list(messages), tokenize=False, **{"add_generation_prompt": True, **template_arguments}
-            )
-        except Exception as error:  # whatever the checkpoint's own template raises about these messages
-            raise InputError(
-                f"the chat template cannot render these messages ({error}); check their roles and contents"
-            ) from error
-        return self._tokenizer.encode(text, add_special_tokens=False)
+    @property
+    def chat(self) -> ChatFormat:
+        """How the model speaks; `InputError` if there is no tokenizer."""
+        if self._chat is None:
+            raise _no_tokenizer("chat")
+        return self._chat
+
+    def render_chat(
+        self, messages: Sequence[dict[str, Any]], *, add_special_tokens: bool = False, **template_arguments: Any
+    ) -> list[int]:
+        """The tokens of a conversation: what `ChatFormat.render` makes of it, encoded.
+
+        Templates write special tokens themselves, so that none are added unless `add_special_tokens` says so.
+        """
+        text = self.chat.render(messages, **template_arguments)
+        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
     def _tokens(self, prompt: Prompt) -> tuple[str | None, list[int]]:
         if isinstance(prompt, dict):
@@ -122,6 +121,10 @@ class InputProcessor:
 
     def _need_tokenizer(self, what: str) -> None:
         if self._tokenizer is None:
-            raise InputError(
-                f"{what} needs a tokenizer, and this engine was started with skip_tokenizer_init=True; give token ids"
-            )
+            raise _no_tokenizer(what)
+
+
+def _no_tokenizer(what: str) -> InputError:
+    return InputError(
+        f"{what} needs a tokenizer, and this engine was started with skip_tokenizer_init=True; give token ids"
+    )

@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxserve.chat.format import ChatFormat
 from jaxserve.checkpoint.huggingface import abstract_model, read_config
 from jaxserve.checkpoint.model_files import find_model
 from jaxserve.checkpoint.random_weights import random_weights
@@ -41,6 +42,7 @@ class Loaded:
     config: ResolvedConfig
     model_config: ModelConfig
     tokenizer: Any
+    chat: ChatFormat | None  # where there is a tokenizer
     eos_token_ids: frozenset[int]
     sampling_defaults: dict[str, Any]
     buckets: Buckets
@@ -69,6 +71,16 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
         raise InputError(
             f"the tokenizer has {len(tokenizer)} tokens and the model {model.vocab_size}; they do not belong together"
         )
+    chat = (
+        None
+        if tokenizer is None
+        else ChatFormat(
+            tokenizer,
+            chat_template=config.chat_template,
+            reasoning_parser=config.reasoning_parser,
+            tool_call_parser=config.tool_call_parser,
+        )
+    )
     stage_done("configuration and tokenizer")
 
     mesh = make_mesh(config.tensor_parallel_size)
@@ -110,7 +122,8 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
         seconds["programs"] = time.perf_counter() - start
         runner.place(loading.result()[1])
     eos = eos_token_ids(generation, hf)
-    return Loaded(resolved, model, tokenizer, eos, sampling_defaults(generation), buckets, runner, attention, seconds)
+    defaults = sampling_defaults(generation)
+    return Loaded(resolved, model, tokenizer, chat, eos, defaults, buckets, runner, attention, seconds)
 
 
 def serving_dtype(name: str, hf: dict[str, Any]) -> jnp.dtype:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from jaxserve.chat.format import ChatFormat
 from jaxserve.errors import InputError
 from jaxserve.outputs import RequestOutput, add_delta
 from jaxserve.sampling_params import SamplingParams
@@ -82,6 +83,11 @@ class AsyncEngine:
     @property
     def max_logprobs(self) -> int:
         return self._engine.config.max_logprobs
+
+    @property
+    def chat(self) -> ChatFormat:
+        """How the model speaks; `InputError` if there is no tokenizer."""
+        return self._engine.inputs.chat
 
     async def render_chat(self, messages: Sequence[dict[str, Any]], **template_arguments: Any) -> list[int]:
         """The tokens of a conversation in the model's chat template."""

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxserve.chat.events import CallArguments, CallBegin, Content
-from jaxserve.chat.parser import parse_whole
+from jaxserve.chat.parser import whole_answer
+from jaxserve.outputs import CompletionOutput
 from tests.chat.styles import found, parser
 
 ADD = '{"a": 2, "b": [3, {"c": "}\\"]"}]}'
@@ -182,8 +183,10 @@ def test_long_and_senseless_texts_take_no_long_time(text: str):
 
 
 def test_messages_in_openais_shape():
-    answer = parse_whole(parser("hermes"), f"<think>x</think><tool_call>{CALL}</tool_call>")
-    message = answer.as_message()
+    def message_of(text: str) -> dict[str, Any]:
+        return whole_answer(parser("hermes"), CompletionOutput(0, text, finish_reason="stop")).as_message()
+
+    message = message_of(f"<think>x</think><tool_call>{CALL}</tool_call>")
     assert message == {
         "role": "assistant",
         "content": None,
@@ -191,4 +194,4 @@ def test_messages_in_openais_shape():
         "tool_calls": [{"id": "0", "type": "function", "function": {"name": "add", "arguments": ADD}}],
     }
     assert json.loads(ADD)
-    assert parse_whole(parser("hermes"), "Hi").as_message() == {"role": "assistant", "content": "Hi"}
+    assert message_of("Hi") == {"role": "assistant", "content": "Hi"}
