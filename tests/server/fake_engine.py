@@ -5,11 +5,23 @@ import threading
 import time
 import types
 
+from jaxserve.chat.events import Content
+from jaxserve.chat.parser import AnswerParser
 from jaxserve.config import EngineConfig
 from jaxserve.engine.input_processor import CheckedInput, Prompt
 from jaxserve.errors import InputError
 from jaxserve.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from jaxserve.sampling_params import SamplingParams
+
+
+class PlainText:
+    """A model's format in which all text is content."""
+
+    def needs_special_tokens(self, *, tools: bool) -> bool:
+        return False
+
+    def parser(self, prompt_token_ids: list[int], **_: object) -> AnswerParser:
+        return AnswerParser(lambda source: source.until(Content))
 
 
 class FakeEngine:
@@ -19,7 +31,7 @@ class FakeEngine:
         self.config = EngineConfig(max_model_len=100)
         self.sampling_defaults = sampling_defaults
         self.tokenizer = None
-        self.inputs = types.SimpleNamespace(check=self._check, render_chat=lambda messages, **_: [1])
+        self.inputs = types.SimpleNamespace(check=self._check, render_chat=lambda messages, **_: [1], chat=PlainText())
         self.running: dict[str, tuple[SamplingParams, itertools.count]] = {}
         self.added: list[tuple[str, SamplingParams, int]] = []  # id, settings, priority
         self.aborted: list[str] = []

@@ -13,13 +13,13 @@ from jaxserve.server.protocol.messages import CountTokensRequest, MessagesReques
 from tests.server.cases import CONVERSATION, MODEL_NAME, TOOLS, WEATHER_ARGUMENTS, WEATHER_ASKED
 
 SYSTEM, USER = CONVERSATION[0]["content"], CONVERSATION[1]
-ASKED: dict[str, Any] = {"model": MODEL_NAME, "messages": [USER], "system": SYSTEM, "max_tokens": 200, "temperature": 0}
+ASKED: dict[str, Any] = {"model": MODEL_NAME, "messages": [USER], "system": SYSTEM, "max_tokens": 200}
 ANTHROPIC_TOOLS = [
     {"name": f["name"], "description": f["description"], "input_schema": f["parameters"]}
     for f in (tool["function"] for tool in TOOLS)
 ]
 WEATHER: dict[str, Any] = {"model": MODEL_NAME, "messages": [WEATHER_ASKED], "tools": ANTHROPIC_TOOLS}
-WEATHER |= {"max_tokens": 200, "temperature": 0}
+WEATHER |= {"max_tokens": 200}
 
 
 @pytest.fixture

@@ -155,7 +155,9 @@ class CountTokensRequest(RequestType):
     chat_template_kwargs: dict[str, Any] | None = None
 
     @model_validator(mode="after")
-    def _check_tool_choice(self) -> "CountTokensRequest":
+    def _check(self) -> "CountTokensRequest":
+        if not self.messages:
+            raise refusal("messages", "messages is empty; give at least one message")
         names = [tool.name for tool in self.tools or []]
         if self.tool_choice and self.tool_choice.type == "tool" and self.tool_choice.name not in names:
             raise refusal("tool_choice", f"tool_choice names {self.tool_choice.name!r}, which is not among the tools")
