@@ -6,9 +6,9 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from jaxserve.errors import InputError
 
@@ -26,27 +26,26 @@ class Renderer:
         self._seconds = seconds
         self._limits = [str(seconds), str(max_bytes), str(characters)]
         self._process: subprocess.Popen | None = None
+        self._end: Callable[[], object] = lambda: None  # ends the process, once
         self._lock = threading.Lock()  # one template at a time
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        """The answer to a line as `render_process.py` takes them; `InputError` where there is none."""
+        """The answer to a line as `render_process.py` takes them; with an "error" where the process has ended of it."""
         line = json.dumps(question).encode() + b"\n"
         with self._lock:
             process = self._process = self._process or self._start()
-            assert process.stdin
-            assert process.stdout
+            to_it, from_it = cast(IO[bytes], process.stdin), cast(IO[bytes], process.stdout)
             try:
-                process.stdin.write(line)
-                process.stdin.flush()
-                answered = process.stdout.readline()
+                to_it.write(line)
+                to_it.flush()
+                answered = from_it.readline()
             except BrokenPipeError:
                 answered = b""
-            if not answered:
-                self._process = None
-                ended = process.wait()
-        if answered:
-            return json.loads(answered)
-        if ended == -signal.SIGPROF:
+            if answered.endswith(b"\n"):
+                return json.loads(answered)
+            self._process = None
+            self._end()
+        if process.returncode == -signal.SIGPROF:
             return {"error": f"it takes more than {self._seconds:g} seconds"}
         return {"error": "it needs too much memory"}
 
@@ -59,12 +58,8 @@ class Renderer:
             stderr=subprocess.DEVNULL,  # what it has to say of templates, it answers
             start_new_session=True,  # so that Ctrl-C is not its business
         )
-        weakref.finalize(self, _end, process)
+        self._end = weakref.finalize(self, process.communicate)  # closes its standard input, at whose end it ends
         return process
-
-
-def _end(process: subprocess.Popen) -> None:
-    process.communicate()  # closes its standard input, at whose end it ends
 
 
 class ChatTemplate:

@@ -7,7 +7,7 @@ from typing import Any
 from jaxserve.server.protocol.responses import ResponseObject
 
 MAX_RESPONSES = 1000
-MAX_CHARACTERS = 64 * 2**20  # of all their conversations
+MAX_CHARACTERS = 64 * 2**20  # of all of them, with their conversations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +19,7 @@ class StoredResponse:
 
     @property
     def characters(self) -> int:
-        return sum(len(repr(message)) for message in self.messages)
+        return len(self.response.to_json()) + sum(len(repr(message)) for message in self.messages)
 
 
 class ResponseStore:

@@ -1,5 +1,6 @@
 """Templates mean what they mean to `transformers`, and none of them takes more than it is given."""
 
+import os
 import time
 from typing import Any
 
@@ -68,6 +69,7 @@ def test_several_templates_are_told_apart_by_tools(renderer: Renderer):
 ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 GREEDY = {
     "a product": "{{ 'x' * 10**12 }}",
+    "what the machine has": "{{ 'x' * (4 * 10**8) }}",
     "a filter": "{{ 'x' | center(10**12) }}",
     "a format": "{{ '%1000000000000d' % 1 }}",
     "doubling": "{% set ns = namespace(a='xx') %}{% for i in range(60) %}{% set ns.a = ns.a ~ ns.a %}{% endfor %}",
@@ -90,8 +92,7 @@ def test_a_template_that_does_not_end_is_ended(renderer: Renderer):
 
 @pytest.mark.parametrize("name", GREEDY)
 def test_a_template_that_wants_all_memory_does_not_get_it(name: str, renderer: Renderer):
-    message = refusal(GREEDY[name], renderer)
-    assert "it needs too much memory" in message or "OverflowError" in message or "characters" in message
+    assert "it needs too much memory" in refusal(GREEDY[name], renderer)
     assert ChatTemplate("{{ messages[0].role }}", {}, renderer).render([USER]) == "user"
 
 
@@ -127,6 +128,14 @@ def test_a_continued_message_has_to_be_there(renderer: Renderer):
         ChatTemplate("{{ messages[0].content }}", {}, renderer).render(
             [USER, {"role": "assistant", "content": "So"}], continue_final_message=True
         )
+
+
+def test_processes_that_had_to_end_leave_nothing_behind():
+    renderer = Renderer(seconds=0.05)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        assert "error" in renderer.ask({"template": ENDLESS, "variables": {}})
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_the_process_ends_with_its_renderer():

@@ -23,6 +23,9 @@ def stored(id: str, characters: int) -> StoredResponse:
     return StoredResponse(response, [{"role": "user", "content": "x" * characters}])
 
 
+ONE = stored("0", 0).characters
+
+
 def test_the_one_unused_for_longest_goes_first() -> None:
     store = ResponseStore(responses=2)
     for id in "ab":
@@ -34,7 +37,7 @@ def test_the_one_unused_for_longest_goes_first() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("put get delete".split()), st.integers(0, 9), st.integers(0, 60))))
 def test_no_history_makes_it_hold_more_than_it_may(steps: list[tuple[str, int, int]]) -> None:
-    store = ResponseStore(responses=4, characters=200)
+    store = ResponseStore(responses=4, characters=2 * ONE + 50)
     there: dict[str, StoredResponse] = {}
     for number, (step, chosen, characters) in enumerate(steps):
         if step == "put":
@@ -48,11 +51,11 @@ def test_no_history_makes_it_hold_more_than_it_may(steps: list[tuple[str, int, i
             assert found in (there.get(id), None, True, False)
         there = {id: response for id, response in there.items() if store.get(id)}
         assert len(there) <= 4
-        assert sum(response.characters for response in there.values()) <= 200
+        assert sum(response.characters for response in there.values()) <= 2 * ONE + 50
 
 
 def test_a_conversation_that_is_too_long_is_not_kept() -> None:
-    store = ResponseStore(characters=100)
+    store = ResponseStore(characters=ONE + 100)
     store.put(stored("a", 10))
     store.put(stored("b", 1000))
     assert store.get("b") is None
