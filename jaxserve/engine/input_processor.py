@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jaxserve.chat.format import ChatFormat
+from jaxserve.config import EngineConfig
 from jaxserve.errors import InputError, nearest
 from jaxserve.sampling_params import MAX_STOP_TOKEN_IDS, SamplingParams
 
@@ -122,6 +123,18 @@ class InputProcessor:
     def _need_tokenizer(self, what: str) -> None:
         if self._tokenizer is None:
             raise _no_tokenizer(what)
+
+
+def chat_format(tokenizer: Any, config: EngineConfig) -> ChatFormat | None:
+    """How the model speaks, as far as there is a tokenizer; `InputError` if that is not what the settings say."""
+    if tokenizer is None:
+        return None
+    return ChatFormat(
+        tokenizer,
+        chat_template=config.chat_template,
+        reasoning_parser=config.reasoning_parser,
+        tool_call_parser=config.tool_call_parser,
+    )
 
 
 def _no_tokenizer(what: str) -> InputError:

@@ -17,6 +17,7 @@ from jaxserve.checkpoint.model_files import find_model
 from jaxserve.checkpoint.random_weights import random_weights
 from jaxserve.checkpoint.tokenizer import eos_token_ids, load_tokenizer, read_generation_config, sampling_defaults
 from jaxserve.config import DEMO_MODEL, EngineConfig, ResolvedConfig
+from jaxserve.engine.input_processor import chat_format
 from jaxserve.errors import InputError
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.registry import model_config
@@ -71,16 +72,7 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
         raise InputError(
             f"the tokenizer has {len(tokenizer)} tokens and the model {model.vocab_size}; they do not belong together"
         )
-    chat = (
-        None
-        if tokenizer is None
-        else ChatFormat(
-            tokenizer,
-            chat_template=config.chat_template,
-            reasoning_parser=config.reasoning_parser,
-            tool_call_parser=config.tool_call_parser,
-        )
-    )
+    chat = chat_format(tokenizer, config)
     stage_done("configuration and tokenizer")
 
     mesh = make_mesh(config.tensor_parallel_size)
