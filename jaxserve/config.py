@@ -117,6 +117,8 @@ class EngineConfig:
             kind, *others = get_args(field.type) or (field.type,)
             accepted, wanted = _KINDS[kind]
             if isinstance(value, accepted) and (kind is bool or not isinstance(value, bool)):
+                if kind is str:
+                    object.__setattr__(self, field.name, os.fspath(value))
                 continue
             if value is not None or type(None) not in others:
                 raise InputError(f"{field.name} is {value!r}; give {wanted}")

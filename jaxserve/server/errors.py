@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from jaxserve.errors import InputError, nearest
-from jaxserve.server.async_engine import EngineDead
+from jaxserve.server.core.client import EngineDead
 from jaxserve.server.protocol.base import ErrorDetail, ErrorResponse
 
 _SHOWN = 60  # characters of a wrong value that its error repeats

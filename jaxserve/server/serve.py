@@ -1,19 +1,26 @@
 """`jaxserve serve`: from settings to a server that runs until it is told to stop."""
 
 import contextlib
+import importlib
 import signal
 import socket
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from sse_starlette.sse import AppStatus
 
+from jaxserve.checkpoint.tokenizer import load_tokenizer
 from jaxserve.config import EngineConfig
+from jaxserve.engine.input_processor import InputProcessor
 from jaxserve.errors import InputError
 from jaxserve.progress import ProgressBars
 from jaxserve.server.app import build_app
-from jaxserve.server.async_engine import AsyncEngine
+from jaxserve.server.core.client import EngineClient
+from jaxserve.server.core.messages import Ready
+from jaxserve.server.core.process import CoreProcess
 
 _GRACE_SECONDS = 5  # for clients to read what they are being sent, once the server stops
 
@@ -22,24 +29,28 @@ def run(config: EngineConfig, *, host: str, port: int, served_model_name: str | 
     """Serve until Ctrl-C or SIGTERM. The name defaults to that of the model's directory."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that either unwinds the stack
     listener = _bind(host, port)  # first, since loading takes long
-    from jaxserve.engine.engine import Engine  # here, since they bring JAX with them
-    from jaxserve.engine.startup import load
-
-    with ProgressBars() as progress:
-        engine = Engine(load(config, progress))
-    print(engine.attention, file=sys.stderr)
-    try:
-        name = served_model_name or Path(str(engine.config.model)).resolve().name
+    with CoreProcess(config) as core:
+        # A thread imports what loading the tokenizer needs, which takes seconds, while the core loads.
+        threading.Thread(target=importlib.import_module, args=("transformers",), daemon=True).start()
+        with ProgressBars() as progress:
+            ready = core.wait_until_ready(progress)
+        print(ready.attention, file=sys.stderr)
+        engine = EngineClient(core.channel, ready, InputProcessor(_tokenizer(ready), ready.limits))
+        name = served_model_name or Path(ready.config.model).resolve().name
         with contextlib.suppress(KeyboardInterrupt):
-            _Server(AsyncEngine(engine), name, host).run(sockets=[listener])
-    finally:
-        engine.close()
+            _Server(engine, name, host).run(sockets=[listener])
+
+
+def _tokenizer(ready: Ready) -> Any:
+    if ready.config.skip_tokenizer_init or ready.config.tokenizer is None:
+        return None
+    return load_tokenizer(Path(ready.config.tokenizer))
 
 
 class _Server(uvicorn.Server):
     """Says when it is ready, and ends the running requests when it stops."""
 
-    def __init__(self, engine: AsyncEngine, name: str, host: str):
+    def __init__(self, engine: EngineClient, name: str, host: str):
         app = build_app(engine, name)
         super().__init__(
             uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_GRACE_SECONDS)
@@ -55,7 +66,7 @@ class _Server(uvicorn.Server):
             print(f"Serving {self._name} on http://{host}:{listener.getsockname()[1]}", flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await self._engine.close()
+        self._engine.close()
         await super().shutdown(sockets)
 
 

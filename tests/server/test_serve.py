@@ -51,6 +51,24 @@ def test_a_signal_ends_the_running_stream_with_an_error_and_then_the_process(sen
         assert process.stdout.read() == ""
 
 
+def test_the_servers_process_has_no_jax_and_the_engine_is_its_child() -> None:
+    with served() as (process, address):
+        assert httpx.get(f"{address}/health").status_code == 200
+        (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        libraries = {pid: Path(f"/proc/{pid}/maps").read_text() for pid in (str(process.pid), child)}
+    assert "jaxlib" in libraries[child]
+    assert "jaxlib" not in libraries[str(process.pid)]
+
+
+def test_what_cannot_be_loaded_is_said_in_one_line_without_a_traceback() -> None:
+    words = ["serve", "--model", "/no/such/model", "--port", "0"]
+    command = [sys.executable, "-m", "jaxserve.cli.main", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("jaxserve: there is no model directory /no/such/model")
+    assert done.stderr.count("\n") == 1
+
+
 def test_an_address_in_use_is_said_before_the_model_loads() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from jaxserve.outputs import RequestOutput, add_delta
-from jaxserve.server.async_engine import EngineDead
+from jaxserve.server.core.client import EngineDead
 from jaxserve.server.errors import as_api_error
 from jaxserve.server.incoming import while_connected
 from jaxserve.server.protocol.base import ResponseType, Usage

@@ -1,15 +1,20 @@
-"""The thread that runs the engine, with an engine that has no model."""
+"""Client and loop over a socket, with an engine that has no model."""
 
 import asyncio
 import contextlib
-import logging
+import copy
+import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from jaxserve import InputError, RequestOutput, SamplingParams
 from jaxserve.outputs import add_delta
-from jaxserve.server.async_engine import AsyncEngine, EngineDead
+from jaxserve.server.core.channel import Channel
+from jaxserve.server.core.client import EngineClient, EngineDead
+from jaxserve.server.core.messages import Stepped
+from tests.server.core_thread import core_thread, running
 from tests.server.fake_engine import FakeEngine
 
 pytestmark = pytest.mark.anyio
@@ -32,7 +37,7 @@ async def until(condition: object) -> None:
 
 
 async def test_several_prompts_of_several_callers_each_get_their_own_tokens() -> None:
-    async with AsyncEngine(FakeEngine()) as engine:
+    async with running(FakeEngine()) as engine:
         first, second = await asyncio.gather(
             collected(engine.generate({"a": "x", "b": "y"}, FIVE)),
             collected(engine.generate({"c": "z"}, SamplingParams(max_tokens=2))),
@@ -45,7 +50,7 @@ async def test_several_prompts_of_several_callers_each_get_their_own_tokens() ->
 async def test_a_slow_reader_gets_all_tokens_in_fewer_deltas() -> None:
     fake = FakeEngine()
     fake.seconds_per_step = 0.05
-    async with AsyncEngine(fake) as engine:
+    async with running(fake) as engine:
         deltas = engine.generate({"a": "x"}, FIVE)
         first = await anext(deltas)
         await until(lambda: not fake.running)
@@ -60,14 +65,14 @@ async def test_a_slow_reader_gets_all_tokens_in_fewer_deltas() -> None:
 
 async def test_priority_and_settings_reach_the_engine() -> None:
     fake = FakeEngine()
-    async with AsyncEngine(fake) as engine:
+    async with running(fake) as engine:
         await collected(engine.generate({"a": "x"}, FIVE, priority=3))
     assert fake.added == [("a", FIVE, 3)]
 
 
 async def test_closing_the_iterator_aborts_before_the_next_step() -> None:
     fake = FakeEngine()
-    async with AsyncEngine(fake) as engine:
+    async with running(fake) as engine:
         deltas = engine.generate({"a": "x"}, ENDLESS)
         await anext(deltas)
         await deltas.aclose()
@@ -80,7 +85,7 @@ async def test_closing_the_iterator_aborts_before_the_next_step() -> None:
 async def test_cancelling_the_task_that_waits_aborts() -> None:
     fake = FakeEngine()
     fake.may_step.clear()
-    async with AsyncEngine(fake) as engine:
+    async with running(fake) as engine:
         waiting = asyncio.create_task(collected(engine.generate({"a": "x"}, ENDLESS)))
         await until(lambda: fake.running)
         waiting.cancel()
@@ -93,7 +98,7 @@ async def test_cancelling_the_task_that_waits_aborts() -> None:
 
 async def test_a_finished_request_is_not_aborted() -> None:
     fake = FakeEngine()
-    async with AsyncEngine(fake) as engine:
+    async with running(fake) as engine:
         await collected(engine.generate({"a": "x"}, FIVE))
     assert fake.aborted == []
 
@@ -101,7 +106,7 @@ async def test_a_finished_request_is_not_aborted() -> None:
 async def test_of_several_prompts_none_runs_if_one_cannot_be_served() -> None:
     fake = FakeEngine()
     fake.may_step.clear()
-    async with AsyncEngine(fake) as engine:
+    async with running(fake) as engine:
         neighbour = asyncio.create_task(collected(engine.generate({"n": "x"}, FIVE)))
         await until(lambda: fake.running)
         refused = asyncio.create_task(collected(engine.generate({"a": "x", "b": "bad", "c": "x"}, FIVE)))
@@ -117,32 +122,32 @@ async def test_of_several_prompts_none_runs_if_one_cannot_be_served() -> None:
 async def test_a_running_id_is_refused_and_its_request_goes_on() -> None:
     fake = FakeEngine()
     fake.may_step.clear()
-    async with AsyncEngine(fake) as engine:
-        running = asyncio.create_task(collected(engine.generate({"a": "x"}, FIVE)))
+    async with running(fake) as engine:
+        first = asyncio.create_task(collected(engine.generate({"a": "x"}, FIVE)))
         await until(lambda: fake.running)
         with pytest.raises(InputError, match="a is of a running request"):
             await collected(engine.generate({"a": "y"}, FIVE))
         fake.may_step.set()
-        assert (await running)["a"].outputs[0].token_ids == [0, 1, 2, 3, 4]
+        assert (await first)["a"].outputs[0].token_ids == [0, 1, 2, 3, 4]
 
 
-async def test_an_engine_that_fails_fails_all_requests_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_engine_that_fails_fails_all_requests() -> None:
     fake = FakeEngine()
     fake.may_step.clear()
-    async with AsyncEngine(fake) as engine:
-        assert engine.is_healthy
-        waiting = [asyncio.create_task(collected(engine.generate({name: "x"}, ENDLESS))) for name in "abc"]
-        await until(lambda: fake.running)
-        fake.error = RuntimeError("the device is lost")
-        fake.may_step.set()
-        for task in waiting:
+    with core_thread(fake) as core:
+        async with core.client as engine:
+            assert engine.is_healthy
+            waiting = [asyncio.create_task(collected(engine.generate({name: "x"}, ENDLESS))) for name in "abc"]
+            await until(lambda: fake.running)
+            fake.error = RuntimeError("the device is lost")
+            fake.may_step.set()
+            for task in waiting:
+                with pytest.raises(EngineDead, match="stopped after an error"):
+                    await task
             with pytest.raises(EngineDead, match="stopped after an error"):
-                await task
-        with pytest.raises(EngineDead, match="stopped after an error"):
-            await collected(engine.generate({"d": "x"}, FIVE))
-        assert not engine.is_healthy
-    (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
-    assert "the device is lost" in str(record.exc_info)
+                await collected(engine.generate({"d": "x"}, FIVE))
+            assert not engine.is_healthy
+    assert core.error is fake.error
 
 
 async def test_tokens_that_came_before_the_failure_are_not_lost() -> None:
@@ -150,12 +155,12 @@ async def test_tokens_that_came_before_the_failure_are_not_lost() -> None:
     fake.error, fake.steps_before_error, fake.seconds_per_step = RuntimeError("the device is lost"), 3, 0.05
     tokens: list[int] = []
 
-    async def read_late(engine: AsyncEngine) -> None:
+    async def read_late(engine: EngineClient) -> None:
         async for delta in engine.generate({"a": "x"}, ENDLESS):
             tokens.extend(delta.outputs[0].token_ids)
             await until(lambda: not engine.is_healthy)
 
-    async with AsyncEngine(fake) as engine:
+    async with running(fake) as engine:
         with pytest.raises(EngineDead):
             await read_late(engine)
     assert tokens == [0, 1, 2]
@@ -163,8 +168,7 @@ async def test_tokens_that_came_before_the_failure_are_not_lost() -> None:
 
 async def test_closing_ends_what_runs_and_leaves_the_engine_empty() -> None:
     fake = FakeEngine()
-    engine = AsyncEngine(fake)
-    async with engine:
+    async with running(fake) as engine:
         deltas = engine.generate({"a": "x"}, ENDLESS)
         await anext(deltas)
     with pytest.raises(EngineDead, match="shutting down"):
@@ -174,12 +178,41 @@ async def test_closing_ends_what_runs_and_leaves_the_engine_empty() -> None:
         await collected(engine.generate({"b": "x"}, FIVE))
 
 
-async def test_it_serves_only_while_it_runs_and_can_be_started_again() -> None:
-    engine = AsyncEngine(FakeEngine())
-    assert not engine.is_healthy
-    with pytest.raises(EngineDead, match="not been started"):
-        await collected(engine.generate({"a": "x"}, FIVE))
-    for _ in range(2):
-        async with engine:
+async def test_it_serves_only_while_it_runs() -> None:
+    with core_thread(FakeEngine()) as core:
+        assert not core.client.is_healthy
+        with pytest.raises(EngineDead, match="not been started"):
+            await collected(core.client.generate({"a": "x"}, FIVE))
+        async with core.client as engine:
             assert engine.is_healthy
             assert (await collected(engine.generate({"a": "x"}, FIVE)))["a"].finished
+
+
+async def test_a_step_is_one_message_whatever_it_adds(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+    send = Channel.send
+    monkeypatch.setattr(
+        Channel, "send", lambda self, message: (sent.append(copy.deepcopy(message)), send(self, message))
+    )
+    async with running(FakeEngine()) as engine:
+        await collected(engine.generate({str(number): "x" for number in range(100)}, FIVE))
+    steps = [message for message in sent if isinstance(message, Stepped)]
+    assert [len(message.deltas) for message in steps] == [100] * 5
+    assert sorted(steps[0].begun) == sorted(map(str, range(100)))
+    assert not any(message.begun for message in steps[1:])
+
+
+async def test_an_engine_goes_on_while_nobody_reads() -> None:
+    """Far more than a socket holds: the core keeps it, and steps."""
+    fake = FakeEngine()
+    many = {str(number): "x" for number in range(200)}
+    async with running(fake) as engine:
+        request = asyncio.create_task(collected(engine.generate(many, SamplingParams(max_tokens=200))))
+        while len(fake.running) < 200:
+            await asyncio.sleep(0)
+        deadline = time.monotonic() + 30
+        while fake.running:  # holds up the event loop
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        outputs = await request
+    assert all(output.outputs[0].token_ids == [*range(200)] for output in outputs.values())
