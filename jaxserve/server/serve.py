@@ -20,25 +20,33 @@ from jaxserve.progress import ProgressBars
 from jaxserve.server.app import build_app
 from jaxserve.server.core.client import EngineClient
 from jaxserve.server.core.messages import Ready
-from jaxserve.server.core.process import CoreProcess
+from jaxserve.server.core.process import CoreFailed, CoreProcess
 
 _GRACE_SECONDS = 5  # for clients to read what they are being sent, once the server stops
 
 
 def run(config: EngineConfig, *, host: str, port: int, served_model_name: str | None = None) -> None:
-    """Serve until Ctrl-C or SIGTERM. The name defaults to that of the model's directory."""
+    """Serve until Ctrl-C or SIGTERM. The name defaults to that of the model's directory.
+
+    `SystemExit` with a line that says why, if the engine ends by itself.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that either unwinds the stack
     listener = _bind(host, port)  # first, since loading takes long
     with CoreProcess(config) as core:
         # A thread imports what loading the tokenizer needs, which takes seconds, while the core loads.
         threading.Thread(target=importlib.import_module, args=("transformers",), daemon=True).start()
-        with ProgressBars() as progress:
-            ready = core.wait_until_ready(progress)
+        try:
+            with ProgressBars() as progress:
+                ready = core.wait_until_ready(progress)
+        except CoreFailed as error:
+            raise SystemExit(f"jaxserve: {error}") from None
         print(ready.attention, file=sys.stderr)
         engine = EngineClient(core.channel, ready, InputProcessor(_tokenizer(ready), ready.limits))
         name = served_model_name or Path(ready.config.model).resolve().name
         with contextlib.suppress(KeyboardInterrupt):
             _Server(engine, name, host).run(sockets=[listener])
+        if engine.has_failed:
+            raise SystemExit(f"jaxserve: the engine process {core.end()}, and the server with it")
 
 
 def _tokenizer(ready: Ready) -> Any:
@@ -64,6 +72,9 @@ class _Server(uvicorn.Server):
         host = f"[{self._host}]" if ":" in self._host else self._host
         for listener in sockets or ():
             print(f"Serving {self._name} on http://{host}:{listener.getsockname()[1]}", flush=True)
+
+    async def on_tick(self, counter: int) -> bool:
+        return self._engine.has_failed or await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._engine.close()

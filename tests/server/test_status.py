@@ -35,7 +35,7 @@ def test_a_dead_engine_fails_every_request_and_the_health_check(stream: bool) ->
         for _ in range(2):  # the one that it dies of, and one afterwards
             response = client.post("/v1/completions", json={"prompt": "x", "stream": stream})
             assert "stopped after an error" in error(response, 500)["message"]
-            assert error(client.get("/health"), 503)["message"] == "the engine does not run; restart the server"
+            assert "stopped after an error" in error(client.get("/health"), 503)["message"]
 
 
 def test_a_stream_that_the_engine_dies_in_ends_with_the_error() -> None:
@@ -47,7 +47,7 @@ def test_a_stream_that_the_engine_dies_in_ends_with_the_error() -> None:
         assert response.status_code == 200
         assert all('"finish_reason":null' in chunk for chunk in chunks)
         assert last.startswith('data: {"error":{"message":"the engine has stopped')
-        assert error(client.get("/health"), 503)["message"] == "the engine does not run; restart the server"
+        assert "stopped after an error" in error(client.get("/health"), 503)["message"]
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,10 @@ from jaxserve.errors import InputError
 from jaxserve.outputs import RequestMetrics, RequestOutput, add_delta
 from jaxserve.sampling_params import SamplingParams
 from jaxserve.server.core.channel import Channel, Closed
-from jaxserve.server.core.messages import Abort, Add, Delta, FromCore, Ready, Refused, Stepped
+from jaxserve.server.core.messages import Abort, Add, Delta, FromCore, Ping, Pong, Ready, Refused, Stepped
+from jaxserve.server.failures import EngineDead
 
-
-class EngineDead(Exception):
-    """The engine does not run, so no request can be served. The message is one sentence."""
+_FRESH_SECONDS = 1.0  # that a sign of life counts for
 
 
 @dataclasses.dataclass(eq=False)
@@ -72,6 +71,9 @@ class EngineClient:
         self._channel = channel
         self._mailboxes: dict[str, _Mailbox] = {}  # by request id
         self._cause_of_death: str | None = "the engine has not been started"
+        self._heard_at = float("-inf")  # on the event loop's clock
+        self._listeners: list[asyncio.Future[None]] = []  # for the next sign of life
+        self.has_failed = False  # by itself: it was not closed
 
     # What the engine knows about its model
 
@@ -134,9 +136,22 @@ class EngineClient:
 
     # Life
 
-    @property
-    def is_healthy(self) -> bool:
-        return self._cause_of_death is None
+    async def check_health(self, seconds: float) -> None:
+        """Returns once the core has shown that it runs steps, or has none to run; `EngineDead` if it has no such sign.
+
+        What it sent within the last second is one. If that is nothing, it is asked, and has so many seconds to answer.
+        """
+        self._check_alive()
+        if self._loop.time() - self._heard_at < _FRESH_SECONDS:
+            return
+        sign = self._loop.create_future()
+        self._listeners.append(sign)
+        self._send(Ping())
+        try:
+            async with asyncio.timeout(seconds):
+                await sign
+        except TimeoutError:
+            raise EngineDead(f"the engine has given no sign of life for {seconds:g} seconds") from None
 
     async def __aenter__(self) -> "EngineClient":
         self._loop = asyncio.get_running_loop()
@@ -163,6 +178,10 @@ class EngineClient:
             self._channel.close()
             for mailbox in self._mailboxes.values():
                 mailbox.fail(EngineDead(cause))
+            for sign in self._listeners:
+                if not sign.done():
+                    sign.set_exception(EngineDead(cause))
+            self._listeners.clear()
 
     # The channel
 
@@ -183,10 +202,18 @@ class EngineClient:
     def _read(self) -> None:
         """Called when the core has sent something, or has gone."""
         try:
-            for message in self._channel.receive(wait=False):
-                self._take(message)
+            messages = self._channel.receive(wait=False)
         except Closed:
+            self.has_failed = True
             self._die("the engine has stopped after an error; the server's log has it")
+            return
+        self._heard_at = self._loop.time()
+        for message in messages:
+            self._take(message)
+        for sign in self._listeners:
+            if not sign.done():
+                sign.set_result(None)
+        self._listeners.clear()
 
     def _take(self, message: FromCore) -> None:
         match message:
@@ -199,5 +226,7 @@ class EngineClient:
                 for request_id in message.request_ids:
                     if request_id in self._mailboxes:
                         self._mailboxes[request_id].fail(InputError(message.sentence))
+            case Pong():
+                pass  # that it came is all that it says
             case _:
                 raise TypeError(f"the engine sent {type(message).__name__} after its start")

@@ -57,7 +57,7 @@ class CoreLoop:
             case Abort():
                 self._abort(message.request_ids)
             case Ping():
-                self._channel.send(Pong(message.number))
+                self._channel.send(Pong())
             case _:
                 raise TypeError(f"the server sent {type(message).__name__} to an engine that runs")
 

@@ -39,9 +39,7 @@ class Abort(Message):
 
 
 class Ping(Message):
-    """Wants a `Pong` of the same number, which comes between two steps."""
-
-    number: int
+    """Wants a `Pong`, which comes between two steps."""
 
 
 # From the core
@@ -97,8 +95,6 @@ class Refused(Message):
 
 class Pong(Message):
     """The core is between two steps, or has none to run."""
-
-    number: int
 
 
 ToCore = Start | Add | Abort | Ping

@@ -57,7 +57,7 @@ class CoreProcess:
                         return message
 
     def end(self) -> str:
-        """End the process, if it still runs; how it ended, as in "was killed by SIGKILL"."""
+        """Close the channel and wait for the process; how it ended, as in "was killed by SIGKILL"."""
         self.channel.close()
         try:
             status = self._process.wait(_SECONDS_TO_END)

@@ -11,8 +11,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from jaxserve.outputs import RequestOutput, add_delta
-from jaxserve.server.core.client import EngineDead
 from jaxserve.server.errors import as_api_error
+from jaxserve.server.failures import Unserved
 from jaxserve.server.incoming import while_connected
 from jaxserve.server.protocol.base import ResponseType, Usage
 
@@ -77,7 +77,7 @@ async def _events(reply: Reply, first: RequestOutput, deltas: Deltas, include_us
         if include_usage:
             yield reply.usage_chunk(counter.usage).to_json()
         yield "[DONE]"
-    except EngineDead as error:  # the status is sent; without [DONE], nobody can take what came for all
+    except Unserved as error:  # the status is sent; without [DONE], nobody can take what came for all
         yield as_api_error(error).body().to_json()
 
 

@@ -4,8 +4,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from jaxserve.server.errors import ApiError
+from jaxserve.server.failures import EngineDead
 from jaxserve.server.protocol.models import ModelCard, ModelList
 from jaxserve.server.routes.served import Served
+
+_HEALTH_SECONDS = 20  # that the engine has to answer in, which it does between two steps
 
 
 class Status:
@@ -23,6 +26,9 @@ class Status:
         return Response(ModelList(object="list", data=[card]).to_json(), media_type="application/json")
 
     async def health(self, request: Request) -> Response:
-        if not self._served.engine.is_healthy:
-            raise ApiError(503, "the engine does not run; restart the server")
+        """Good once the engine has shown that it steps, or has nothing to do and answers."""
+        try:
+            await self._served.engine.check_health(_HEALTH_SECONDS)
+        except EngineDead as error:
+            raise ApiError(503, str(error)) from None
         return JSONResponse({})

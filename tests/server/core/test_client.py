@@ -11,9 +11,11 @@ import pytest
 
 from jaxserve import InputError, RequestOutput, SamplingParams
 from jaxserve.outputs import add_delta
+from jaxserve.server.core import client
 from jaxserve.server.core.channel import Channel
-from jaxserve.server.core.client import EngineClient, EngineDead
+from jaxserve.server.core.client import EngineClient
 from jaxserve.server.core.messages import Stepped
+from jaxserve.server.failures import EngineDead
 from tests.server.core_thread import core_thread, running
 from tests.server.fake_engine import FakeEngine
 
@@ -136,7 +138,6 @@ async def test_an_engine_that_fails_fails_all_requests() -> None:
     fake.may_step.clear()
     with core_thread(fake) as core:
         async with core.client as engine:
-            assert engine.is_healthy
             waiting = [asyncio.create_task(collected(engine.generate({name: "x"}, ENDLESS))) for name in "abc"]
             await until(lambda: fake.running)
             fake.error = RuntimeError("the device is lost")
@@ -146,7 +147,7 @@ async def test_an_engine_that_fails_fails_all_requests() -> None:
                     await task
             with pytest.raises(EngineDead, match="stopped after an error"):
                 await collected(engine.generate({"d": "x"}, FIVE))
-            assert not engine.is_healthy
+            assert engine.has_failed
     assert core.error is fake.error
 
 
@@ -158,7 +159,7 @@ async def test_tokens_that_came_before_the_failure_are_not_lost() -> None:
     async def read_late(engine: EngineClient) -> None:
         async for delta in engine.generate({"a": "x"}, ENDLESS):
             tokens.extend(delta.outputs[0].token_ids)
-            await until(lambda: not engine.is_healthy)
+            await until(lambda: engine.has_failed)
 
     async with running(fake) as engine:
         with pytest.raises(EngineDead):
@@ -180,11 +181,9 @@ async def test_closing_ends_what_runs_and_leaves_the_engine_empty() -> None:
 
 async def test_it_serves_only_while_it_runs() -> None:
     with core_thread(FakeEngine()) as core:
-        assert not core.client.is_healthy
         with pytest.raises(EngineDead, match="not been started"):
             await collected(core.client.generate({"a": "x"}, FIVE))
         async with core.client as engine:
-            assert engine.is_healthy
             assert (await collected(engine.generate({"a": "x"}, FIVE)))["a"].finished
 
 
@@ -216,3 +215,47 @@ async def test_an_engine_goes_on_while_nobody_reads() -> None:
             time.sleep(0.01)
         outputs = await request
     assert all(output.outputs[0].token_ids == [*range(200)] for output in outputs.values())
+
+
+async def test_an_idle_engine_and_one_that_steps_are_healthy() -> None:
+    fake = FakeEngine()
+    async with running(fake) as engine:
+        await engine.check_health(10)
+        fake.seconds_per_step = 0.01
+        deltas = engine.generate({"a": "x"}, ENDLESS)
+        await anext(deltas)
+        for _ in range(3):
+            await engine.check_health(10)
+        await deltas.aclose()
+
+
+async def test_an_engine_whose_step_hangs_is_not_healthy_until_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_FRESH_SECONDS", 0.0)
+    fake = FakeEngine()
+    async with running(fake) as engine:
+        await engine.check_health(10)
+        fake.may_step.clear()
+        request = asyncio.create_task(collected(engine.generate({"a": "x"}, FIVE)))
+        await until(lambda: fake.running)
+        with pytest.raises(EngineDead, match=r"no sign of life for 0\.2 seconds"):
+            await engine.check_health(0.2)
+        assert not request.done()
+        fake.may_step.set()
+        await engine.check_health(10)
+        await request
+
+
+async def test_whoever_waits_for_a_sign_of_life_hears_of_the_death() -> None:
+    fake = FakeEngine()
+    fake.may_step.clear()
+    with core_thread(fake) as core:
+        async with core.client as engine:
+            request = asyncio.create_task(collected(engine.generate({"a": "x"}, ENDLESS)))
+            await until(lambda: fake.running)
+            check = asyncio.create_task(engine.check_health(60))
+            await asyncio.sleep(0.05)
+            fake.error = RuntimeError("the device is lost")
+            fake.may_step.set()
+            for task in (request, check):
+                with pytest.raises(EngineDead, match="stopped after an error"):
+                    await task
