@@ -29,5 +29,6 @@ def build_app(engine: EngineClient, served_model_name: str) -> Starlette:
         Route("/v1/chat/completions", Chat(served).create, methods=["POST"]),
         Route("/v1/models", status.models, methods=["GET"]),
         Route("/health", status.health, methods=["GET"]),
+        Route("/ready", status.ready, methods=["GET"]),
     ]
     return Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS, lifespan=lifespan)

@@ -51,7 +51,8 @@ def as_api_error(error: Exception) -> ApiError:
         case InputError():
             return ApiError(400, str(error))
         case Unserved():
-            return ApiError(error.status, str(error))
+            headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else None
+            return ApiError(error.status, str(error), headers=headers)
         case HTTPException():
             return ApiError(error.status_code, error.detail, headers=error.headers)
         case _:

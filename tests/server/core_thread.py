@@ -6,6 +6,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+from jaxserve.server.config import ServerConfig
 from jaxserve.server.core.channel import Channel
 from jaxserve.server.core.client import EngineClient
 from jaxserve.server.core.loop import CoreLoop, describe
@@ -15,9 +16,10 @@ from jaxserve.server.core.messages import FromCore, ToCore
 class CoreThread:
     """The very loop that the engine's process runs, and the client at the other end of its socket."""
 
-    def __init__(self, engine: Any):
+    def __init__(self, engine: Any, **settings: Any):
         ours, theirs = socket.socketpair()
-        self.client = EngineClient(Channel(ours, FromCore), describe(engine), engine.inputs)
+        config = ServerConfig.from_settings(settings)
+        self.client = EngineClient(Channel(ours, FromCore), describe(engine), engine.inputs, config)
         self.error: BaseException | None = None  # what the loop has ended with
         self._loop = CoreLoop(engine, Channel(theirs, ToCore))
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -35,16 +37,16 @@ class CoreThread:
 
 
 @contextlib.contextmanager
-def core_thread(engine: Any) -> Iterator[CoreThread]:
-    """Once its client is closed, the thread has to end."""
-    core = CoreThread(engine)
+def core_thread(engine: Any, **settings: Any) -> Iterator[CoreThread]:
+    """Once its client is closed, the thread has to end. The settings are `ServerConfig`'s."""
+    core = CoreThread(engine, **settings)
     yield core
     core.join()
 
 
 @contextlib.asynccontextmanager
-async def running(engine: Any) -> AsyncIterator[EngineClient]:
+async def running(engine: Any, **settings: Any) -> AsyncIterator[EngineClient]:
     """The client of an engine in a thread, on the event loop of the test."""
-    with core_thread(engine) as core:
+    with core_thread(engine, **settings) as core:
         async with core.client as client:
             yield client

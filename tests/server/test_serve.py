@@ -9,30 +9,58 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from jaxserve import EngineConfig, InputError
+from jaxserve.server.config import ServerConfig
 from jaxserve.server.serve import run
 from tests.server.processes import ROOT, has_ended, served, wait_until
 
 LONG = {"prompt": "Hello", "ignore_eos": True, "stream": True, "max_tokens": 1900, "n": 4}
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_running_stream_with_an_error_and_then_both_processes(sent: signal.Signals) -> None:
-    with served() as server:
+def drain(*signals: signal.Signals, seconds: float, **asked: Any) -> tuple[list[str], list[httpx.Response]]:
+    """Send signals while a stream runs; its events, and what the server answered others meanwhile."""
+    others: list[httpx.Response] = []
+    with served(drain_timeout=seconds) as server:
         core = server.core
-        with httpx.stream("POST", f"{server.address}/v1/completions", json=LONG, timeout=60) as response:
+        with httpx.stream("POST", f"{server.address}/v1/completions", json=LONG | asked, timeout=120) as response:
             lines = response.iter_lines()
-            next(lines)
-            os.kill(server.process.pid, sent)
-            ends = [line for line in lines if line][-1]
-        assert '"error":{"message":"the server is shutting down"' in ends
+            events = [next(lines)]
+            for sent in signals:
+                os.kill(server.process.pid, sent)
+                time.sleep(0.3)
+            if len(signals) == 1 and seconds > 1:
+                others = [httpx.get(f"{server.address}{path}") for path in ("/health", "/ready")]
+                others.append(httpx.post(f"{server.address}/v1/completions", json={"prompt": "Hello"}))
+            events += [line for line in lines if line]
         assert server.process.wait(timeout=30) == 0
         assert server.process.stdout.read() == ""
         assert has_ended(core)
+        assert "Traceback" not in server.stderr
+    return events, others
+
+
+def test_a_signal_lets_what_runs_end_and_takes_nothing_new() -> None:
+    events, (health, ready, refused) = drain(signal.SIGTERM, seconds=100, max_tokens=500)
+    assert events[-1] == "data: [DONE]"
+    assert (health.status_code, ready.status_code, refused.status_code) == (200, 503, 503)
+    assert "shutting down" in refused.json()["error"]["message"]
+    assert refused.headers["retry-after"] == "5"
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT]])
+def test_what_runs_longer_than_it_may_ends_with_an_error(signals: list[signal.Signals]) -> None:
+    events, _ = drain(*signals, seconds=0.5)
+    assert '"error":{"message":"the server is shutting down"' in events[-1]
+
+
+def test_a_second_signal_ends_what_runs_at_once() -> None:
+    events, _ = drain(signal.SIGINT, signal.SIGTERM, seconds=100)
+    assert '"error":{"message":"the server is shutting down"' in events[-1]
 
 
 def test_the_servers_process_has_no_jax_and_the_engine_is_its_child() -> None:
@@ -119,4 +147,4 @@ def test_an_address_in_use_is_said_before_the_model_loads() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match=f"cannot listen on 127.0.0.1:{port}"):
-            run(EngineConfig(model="/no/such/model"), host="127.0.0.1", port=port)
+            run(EngineConfig(model="/no/such/model"), ServerConfig(port=port))

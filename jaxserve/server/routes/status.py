@@ -1,4 +1,4 @@
-"""`/v1/models` and `/health`."""
+"""`/v1/models`, `/health` and `/ready`."""
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -7,8 +7,6 @@ from jaxserve.server.errors import ApiError
 from jaxserve.server.failures import EngineDead
 from jaxserve.server.protocol.models import ModelCard, ModelList
 from jaxserve.server.routes.served import Served
-
-_HEALTH_SECONDS = 20  # that the engine has to answer in, which it does between two steps
 
 
 class Status:
@@ -28,7 +26,13 @@ class Status:
     async def health(self, request: Request) -> Response:
         """Good once the engine has shown that it steps, or has nothing to do and answers."""
         try:
-            await self._served.engine.check_health(_HEALTH_SECONDS)
+            await self._served.engine.check_health()
         except EngineDead as error:
             raise ApiError(503, str(error)) from None
+        return JSONResponse({})
+
+    async def ready(self, request: Request) -> Response:
+        """Good while requests are taken, which ends before the server does."""
+        if not self._served.engine.takes_requests:
+            raise ApiError(503, "the server takes no requests; ask another one")
         return JSONResponse({})

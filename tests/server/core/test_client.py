@@ -220,28 +220,28 @@ async def test_an_engine_goes_on_while_nobody_reads() -> None:
 async def test_an_idle_engine_and_one_that_steps_are_healthy() -> None:
     fake = FakeEngine()
     async with running(fake) as engine:
-        await engine.check_health(10)
+        await engine.check_health()
         fake.seconds_per_step = 0.01
         deltas = engine.generate({"a": "x"}, ENDLESS)
         await anext(deltas)
         for _ in range(3):
-            await engine.check_health(10)
+            await engine.check_health()
         await deltas.aclose()
 
 
 async def test_an_engine_whose_step_hangs_is_not_healthy_until_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "_FRESH_SECONDS", 0.0)
     fake = FakeEngine()
-    async with running(fake) as engine:
-        await engine.check_health(10)
+    async with running(fake, health_timeout=0.2) as engine:
+        await engine.check_health()
         fake.may_step.clear()
         request = asyncio.create_task(collected(engine.generate({"a": "x"}, FIVE)))
         await until(lambda: fake.running)
         with pytest.raises(EngineDead, match=r"no sign of life for 0\.2 seconds"):
-            await engine.check_health(0.2)
+            await engine.check_health()
         assert not request.done()
         fake.may_step.set()
-        await engine.check_health(10)
+        await engine.check_health()
         await request
 
 
@@ -252,7 +252,7 @@ async def test_whoever_waits_for_a_sign_of_life_hears_of_the_death() -> None:
         async with core.client as engine:
             request = asyncio.create_task(collected(engine.generate({"a": "x"}, ENDLESS)))
             await until(lambda: fake.running)
-            check = asyncio.create_task(engine.check_health(60))
+            check = asyncio.create_task(engine.check_health())
             await asyncio.sleep(0.05)
             fake.error = RuntimeError("the device is lost")
             fake.may_step.set()
