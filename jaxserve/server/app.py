@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from jaxserve.server.async_engine import AsyncEngine
+from jaxserve.server.core.client import EngineClient
 from jaxserve.server.errors import EXCEPTION_HANDLERS
 from jaxserve.server.routes.chat import Chat
 from jaxserve.server.routes.completions import Completions
@@ -16,7 +16,7 @@ from jaxserve.server.routes.served import Served
 from jaxserve.server.routes.status import Status
 
 
-def build_app(engine: AsyncEngine, served_model_name: str) -> Starlette:
+def build_app(engine: EngineClient, served_model_name: str) -> Starlette:
     """OpenAI's API on `engine`, which runs while the application does."""
 
     @contextlib.asynccontextmanager
@@ -36,5 +36,6 @@ def build_app(engine: AsyncEngine, served_model_name: str) -> Starlette:
         Route("/v1/messages/count_tokens", messages.count_tokens, methods=["POST"]),
         Route("/v1/models", status.models, methods=["GET"]),
         Route("/health", status.health, methods=["GET"]),
+        Route("/ready", status.ready, methods=["GET"]),
     ]
     return Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS, lifespan=lifespan)

@@ -12,8 +12,8 @@ from starlette.types import ASGIApp
 
 from jaxserve import LLM, RequestOutput, SamplingParams
 from jaxserve.server.app import build_app
-from jaxserve.server.async_engine import AsyncEngine
 from tests.server.cases import COMPLETIONS, CONVERSATION, MODEL_NAME, TOOLS, WEATHER_ASKED
+from tests.server.core_thread import core_thread
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +44,7 @@ def offline(llm: LLM) -> dict[str, RequestOutput]:
 @pytest.fixture(scope="session")
 def server(llm: LLM, offline: dict[str, RequestOutput]) -> Iterator[str]:
     """The server's address. From here on, the engine belongs to the server's thread."""
-    with serving(build_app(AsyncEngine(llm.engine), MODEL_NAME)) as address:
+    with core_thread(llm.engine) as core, serving(build_app(core.client, MODEL_NAME)) as address:
         yield address
 
 

@@ -51,6 +51,7 @@ class Chat:
             echoed=body.echoed,
             include_reasoning=body.include_reasoning is not False,
             priority=body.priority,
+            stream=bool(body.stream),
         )
         id = new_id("chatcmpl-")
         logger.debug("%s: user %r, %s", id, body.user, turn.sampling)

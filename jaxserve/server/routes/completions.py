@@ -2,14 +2,14 @@
 
 import logging
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from jaxserve.engine.input_processor import Prompt
 from jaxserve.outputs import CompletionOutput, Logprobs, RequestOutput
 from jaxserve.sampling_params import SamplingParams
-from jaxserve.server.async_engine import AsyncEngine
+from jaxserve.server.core.client import EngineClient
 from jaxserve.server.incoming import read_body
 from jaxserve.server.logprobs import completion_logprobs, prompt_logprobs
 from jaxserve.server.protocol.completions import (
@@ -20,9 +20,6 @@ from jaxserve.server.protocol.completions import (
 )
 from jaxserve.server.routes.reply import Counts, Reply, answer, new_id
 from jaxserve.server.routes.served import Served
-
-if TYPE_CHECKING:
-    from jaxserve.engine.input_processor import Prompt
 
 logger = logging.getLogger(__name__)
 
@@ -38,14 +35,14 @@ class Completions:
         params = SamplingParams(**(engine.sampling_defaults | body.sampling_settings()))
         reply = _CompletionReply(body, params, self._served.name, engine)
         logger.debug("%s: user %r, %s", reply.id, body.user, params)
-        deltas = engine.generate(reply.prompts, params, priority=body.priority)
+        deltas = engine.generate(reply.prompts, params, priority=body.priority, stream=bool(body.stream))
         return await answer(request, reply, deltas, stream=body.stream)
 
 
 class _CompletionReply(Reply):
     """Each prompt is an engine request of its own; choice `number * n + i` is completion i of prompt `number`."""
 
-    def __init__(self, body: CompletionRequest, params: SamplingParams, model: str, engine: AsyncEngine):
+    def __init__(self, body: CompletionRequest, params: SamplingParams, model: str, engine: EngineClient):
         super().__init__(new_id("cmpl-"), model)
         self._body, self._params, self._engine = body, params, engine
         ids = [f"{self.id}-{number}" for number in range(len(body.prompt))]
@@ -125,5 +122,5 @@ class _CompletionReply(Reply):
         return prompt if isinstance(prompt, str) else self._engine.decode(prompt)
 
 
-def _engine_prompt(prompt: str | list[int]) -> "Prompt":
+def _engine_prompt(prompt: str | list[int]) -> Prompt:
     return prompt if isinstance(prompt, str) else {"prompt_token_ids": prompt}

@@ -1,9 +1,9 @@
 """Anthropic's `/v1/messages` and `/v1/messages/count_tokens`."""
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from typing import Any
 
 from sse_starlette import ServerSentEvent
 from starlette.exceptions import HTTPException
@@ -13,8 +13,8 @@ from starlette.responses import Response
 from jaxserve.chat.events import CallArguments, CallBegin, Content, Event, Reasoning
 from jaxserve.errors import InputError
 from jaxserve.outputs import CompletionOutput, RequestOutput
-from jaxserve.server.async_engine import EngineDead
 from jaxserve.server.errors import ApiError, as_api_error
+from jaxserve.server.failures import Unserved
 from jaxserve.server.incoming import read_body
 from jaxserve.server.protocol.base import ResponseType
 from jaxserve.server.protocol.messages import (
@@ -40,7 +40,14 @@ from jaxserve.server.routes.turn import Answers, Turn
 
 logger = logging.getLogger(__name__)
 
-_ERROR_TYPES = {400: "invalid_request_error", 404: "not_found_error", 413: "request_too_large", 503: "overloaded_error"}
+_ERROR_TYPES = {
+    400: "invalid_request_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 
 Handler = Callable[["Messages", Request], Awaitable[Response]]
 
@@ -50,7 +57,7 @@ def _errors_as_anthropic_has_them(handler: Handler) -> Handler:
     async def handle(self: "Messages", request: Request) -> Response:
         try:
             return await handler(self, request)
-        except (ApiError, EngineDead, HTTPException, InputError) as error:
+        except (ApiError, Unserved, HTTPException, InputError) as error:
             told = as_api_error(error)
             return Response(_error(told).to_json(), told.status, told.headers, media_type="application/json")
 
@@ -71,7 +78,7 @@ class Messages:
         body = await read_body(request, MessagesRequest)
         self._served.check_name(body.model)
         id = new_id("msg_")
-        turn = _turn(body, body.sampling_settings())
+        turn = dataclasses.replace(_turn(body), sampling=body.sampling_settings(), stream=bool(body.stream))
         logger.debug("%s: user %r, %s", id, body.metadata and body.metadata.user_id, turn.sampling)
         deltas, answers = await turn.begin(self._served.engine, id)
         return await answer(request, _MessageReply(id, self._served.name, answers), deltas, stream=body.stream)
@@ -80,14 +87,14 @@ class Messages:
     async def count_tokens(self, request: Request) -> Response:
         body = await read_body(request, CountTokensRequest)
         self._served.check_name(body.model)
-        token_ids = await _turn(body, {}).render(self._served.engine)
+        token_ids = await _turn(body).render(self._served.engine)
         return Response(TokenCount(input_tokens=len(token_ids)).to_json(), media_type="application/json")
 
 
-def _turn(body: CountTokensRequest, sampling: dict[str, Any]) -> Turn:
+def _turn(body: CountTokensRequest) -> Turn:
     return Turn(
         messages=body.conversation,
-        sampling=sampling,
+        sampling={},
         tools=[tool.for_chat() for tool in body.tools or []],
         tool_choice=body.chosen_tool,
         parallel_tool_calls=not (body.tool_choice and body.tool_choice.disable_parallel_tool_use),

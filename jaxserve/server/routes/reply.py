@@ -12,8 +12,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from jaxserve.outputs import RequestOutput, add_delta
-from jaxserve.server.async_engine import EngineDead
 from jaxserve.server.errors import as_api_error
+from jaxserve.server.failures import Unserved
 from jaxserve.server.incoming import while_connected
 from jaxserve.server.protocol.base import ResponseType, Usage
 
@@ -117,7 +117,7 @@ async def _events(reply: Reply, first: RequestOutput, deltas: Deltas) -> AsyncIt
             yield reply.event(chunk)
         if reply.last_event is not None:
             yield ServerSentEvent(reply.last_event, sep="\n")
-    except EngineDead as error:  # the status is sent; without its last event, nobody can take what came for all
+    except Unserved as error:  # the status is sent; without its last event, nobody can take what came for all
         yield reply.event(reply.failure(error))
 
 

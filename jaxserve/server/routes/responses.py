@@ -55,6 +55,7 @@ class Responses:
             parallel_tool_calls=body.parallel_tool_calls is not False,
             template=body.template_arguments(),
             priority=body.priority,
+            stream=bool(body.stream),
         )
         id = new_id("resp_")
         logger.debug("%s: user %r, %s", id, body.user, turn.sampling)

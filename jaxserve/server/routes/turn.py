@@ -7,9 +7,10 @@ from typing import Any
 
 from jaxserve.chat.events import Content, Event, Reasoning
 from jaxserve.chat.parser import AnswerParser
+from jaxserve.engine.input_processor import Prompt
 from jaxserve.outputs import CompletionOutput
 from jaxserve.sampling_params import SamplingParams
-from jaxserve.server.async_engine import AsyncEngine
+from jaxserve.server.core.client import EngineClient
 from jaxserve.server.errors import ApiError
 from jaxserve.server.routes.reply import Deltas
 
@@ -27,15 +28,17 @@ class Turn:
     echoed: str = ""  # what the answer begins with
     include_reasoning: bool = True
     priority: int = 0
+    stream: bool = False  # whether each step's part of the answer is wanted, or all of it at its end
 
-    async def begin(self, engine: AsyncEngine, request_id: str) -> tuple[Deltas, "Answers"]:
+    async def begin(self, engine: EngineClient, request_id: str) -> tuple[Deltas, "Answers"]:
         """Hand the turn to the engine: what comes of it, and the parsers to read that with."""
         params = SamplingParams(**(engine.sampling_defaults | self.sampling))
         token_ids = await self.render(engine)
         tools = self._shown_tools
         shown = engine.chat.needs_special_tokens(tools=bool(tools))
         read = dataclasses.replace(params, skip_special_tokens=params.skip_special_tokens and not shown)
-        deltas = engine.generate({request_id: {"prompt_token_ids": token_ids}}, read, priority=self.priority)
+        prompts: dict[str, Prompt] = {request_id: {"prompt_token_ids": token_ids}}
+        deltas = engine.generate(prompts, read, priority=self.priority, stream=self.stream)
         parser = functools.partial(
             engine.chat.parser,
             token_ids,
@@ -45,7 +48,7 @@ class Turn:
         )
         return deltas, Answers(parser, echoed=self.echoed, include_reasoning=self.include_reasoning)
 
-    async def render(self, engine: AsyncEngine) -> list[int]:
+    async def render(self, engine: EngineClient) -> list[int]:
         """The prompt."""
         self._constrain()
         return await engine.render_chat(self.messages, tools=self._shown_tools, **self.template)
