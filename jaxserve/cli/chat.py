@@ -128,8 +128,8 @@ class Chat:
         stream = self._llm.stream_chat([*system, *messages], self._params(), chat_template_kwargs=options)
         with contextlib.closing(stream), _interrupts() as interrupted:  # type: ignore[type-var]
             for delta in stream:
-                tokens, reason = tokens + 1, delta.outputs[0].finish_reason
-                first = first if tokens > 1 else time.perf_counter()
+                first = first if tokens else time.perf_counter()
+                tokens, reason = tokens + len(delta.outputs[0].token_ids), delta.outputs[0].finish_reason
                 printed.add(delta.outputs[0].message or {})
                 if interrupted:
                     reason = "interrupted"

@@ -20,7 +20,7 @@ from tests.chat.styles import parser
 
 
 class ScriptedLLM:
-    """Answers with the texts it is given, three characters a step; keeps what it was asked."""
+    """Answers with the texts it is given, three characters and as many tokens a step; keeps what it was asked."""
 
     engine = SimpleNamespace(config=SimpleNamespace(model="scripted"))
 
@@ -48,7 +48,7 @@ class ScriptedLLM:
                 if "!" in piece:
                     signal.raise_signal(signal.SIGINT)
                 last = at + 3 >= len(answer)
-                output = CompletionOutput(0, piece, [at], finish_reason="stop" if last else None)
+                output = CompletionOutput(0, piece, [*range(len(piece))], finish_reason="stop" if last else None)
                 output.message = as_delta(reader.read(output))
                 yield RequestOutput("0", None, [1, 2, 3], [output], RequestMetrics(0.0), finished=last)
         finally:
@@ -75,6 +75,8 @@ def said(*contents: str) -> list[dict]:
 def test_the_conversation_goes_on_without_the_thinking():
     llm = ScriptedLLM("<think>\nHm.\n</think>\n\nHello.", "Bye.")
     printed = talk(llm, ["Hi", "", "Go"])
+    assert "28 tokens, " in printed
+    assert "4 tokens, " in printed
     assert "Hm.\n\nHello." in printed
     assert "think>" not in printed
     assert [messages for messages, *_ in llm.asked] == [said("Hi"), said("Hi", "Hello.", "Go")]
