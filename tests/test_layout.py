@@ -23,6 +23,7 @@ ORDER = (
     "jaxserve.models",
     "jaxserve.layers",
     "jaxserve.parallel",
+    "jaxserve.chat",
     "jaxserve.outputs",
     "jaxserve.sampling_params",
     "jaxserve.structured_outputs",
@@ -33,8 +34,12 @@ ORDER = (
 
 WITHOUT_JAX = (
     "jaxserve.server",
+    "jaxserve.chat",
     "jaxserve.outputs",
     "jaxserve.sampling_params",
+    "jaxserve.config",  # this and the next two are what the server shares with its engine's process
+    "jaxserve.checkpoint.tokenizer",
+    "jaxserve.engine.input_processor",
     "jaxserve.engine.scheduler",
     "jaxserve.engine.page_pool",
     "jaxserve.engine.request",

@@ -79,7 +79,8 @@ def simulated_engine(
         max_step_tokens=buckets.prefill[-1].tokens,
         max_model_len=config.max_model_len,
     )
-    loaded = Loaded(config, model, None, frozenset(), {}, buckets, layout, cast(Runner, runner), "simulated", {})
+    serves = cast(Runner, runner)
+    loaded = Loaded(config, model, None, None, frozenset(), {}, buckets, layout, serves, "simulated", {})
     return Engine(loaded, runner.clock if virtual else time.perf_counter), runner
 
 
@@ -95,7 +96,8 @@ def serve_trace(engine: Engine, runner: SimulatedRunner, trace: Sequence[Arrival
             _, index = heapq.heappop(coming)
             arrival = trace[index]
             params = SamplingParams(temperature=0, max_tokens=arrival.max_tokens, ignore_eos=True)
-            engine.add({"prompt_token_ids": arrival.prompt_token_ids}, params, request_id=str(index))
+            checked = engine.inputs.check({"prompt_token_ids": arrival.prompt_token_ids}, params)
+            engine.add(checked, params, request_id=str(index))
         for delta in engine.step():
             request = served[int(delta.request_id)]
             request.times.append(runner.clock())

@@ -11,11 +11,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxserve.chat.format import ChatFormat
 from jaxserve.checkpoint.huggingface import abstract_model, read_config
 from jaxserve.checkpoint.model_files import find_model
 from jaxserve.checkpoint.random_weights import random_weights
 from jaxserve.checkpoint.tokenizer import eos_token_ids, load_tokenizer, read_generation_config, sampling_defaults
 from jaxserve.config import DEMO_MODEL, EngineConfig, ResolvedConfig
+from jaxserve.engine.input_processor import chat_format
 from jaxserve.errors import InputError
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.registry import model_config
@@ -42,6 +44,7 @@ class Loaded:
     config: ResolvedConfig
     model_config: ModelConfig
     tokenizer: Any
+    chat: ChatFormat | None  # where there is a tokenizer
     eos_token_ids: frozenset[int]
     sampling_defaults: dict[str, Any]
     buckets: Buckets
@@ -66,11 +69,13 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
     generation = read_generation_config(files.config)
     model = model_config(hf)
     model = model.served_up_to(config.max_model_len or model.max_position_embeddings)
-    tokenizer = None if config.skip_tokenizer_init else load_tokenizer(Path(config.tokenizer or files.config))
+    tokenizer_path = None if config.skip_tokenizer_init else config.tokenizer or str(files.config)
+    tokenizer = load_tokenizer(Path(tokenizer_path)) if tokenizer_path is not None else None
     if tokenizer is not None and len(tokenizer) > model.vocab_size:
         raise InputError(
             f"the tokenizer has {len(tokenizer)} tokens and the model {model.vocab_size}; they do not belong together"
         )
+    chat = chat_format(tokenizer, config)
     stage_done("configuration and tokenizer")
 
     mesh = make_mesh(config.tensor_parallel_size)
@@ -79,7 +84,8 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
     attention = _attention(config, placed, dtype, mesh.devices)
     graph, shapes = abstract_model(placed, dtype)
     shapes = placed_shapes(mesh, shapes)
-    resolved, buckets, layout = _resolve(config, files.name, placed, shapes, mesh.devices, dtype)
+    named = dataclasses.replace(config, model=files.name, tokenizer=tokenizer_path)
+    resolved, buckets, layout = _resolve(named, placed, shapes, mesh.devices, dtype)
     runner = Runner(
         graph,
         shapes,
@@ -113,7 +119,7 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
         runner.place(loading.result()[1])
     eos = eos_token_ids(generation, hf)
     defaults = sampling_defaults(generation)
-    return Loaded(resolved, model, tokenizer, eos, defaults, buckets, layout, runner, attention, seconds)
+    return Loaded(resolved, model, tokenizer, chat, eos, defaults, buckets, layout, runner, attention, seconds)
 
 
 def serving_dtype(name: str, hf: dict[str, Any]) -> jnp.dtype:
@@ -156,7 +162,7 @@ def _attention(config: EngineConfig, model: ModelConfig, dtype: jnp.dtype, devic
 
 
 def _resolve(
-    config: EngineConfig, name: str, model: ModelConfig, shapes: Any, devices: np.ndarray, dtype: jnp.dtype
+    config: EngineConfig, model: ModelConfig, shapes: Any, devices: np.ndarray, dtype: jnp.dtype
 ) -> tuple[ResolvedConfig, Buckets, CacheLayout]:
     """Every setting that was left open, from the model, the platform and the memory; and what follows from them."""
     on_cpu = devices.flat[0].platform == "cpu"
@@ -204,7 +210,6 @@ def _resolve(
             )
         max_model_len = held
     chosen = {
-        "model": name,
         "dtype": dtype.name,
         "max_model_len": max_model_len,
         "max_num_seqs": max_num_seqs,

@@ -1,62 +1,110 @@
 """`jaxserve serve`: from settings to a server that runs until it is told to stop."""
 
-import contextlib
+import asyncio
+import gc
+import importlib
 import signal
 import socket
 import sys
+import threading
+import time
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import uvicorn
 from sse_starlette.sse import AppStatus
 
+from jaxserve.checkpoint.tokenizer import load_tokenizer
 from jaxserve.config import EngineConfig
+from jaxserve.engine.input_processor import InputProcessor, chat_format
 from jaxserve.errors import InputError
 from jaxserve.progress import ProgressBars
 from jaxserve.server.app import build_app
-from jaxserve.server.async_engine import AsyncEngine
+from jaxserve.server.config import ServerConfig
+from jaxserve.server.core.client import EngineClient
+from jaxserve.server.core.messages import Ready
+from jaxserve.server.core.process import CoreFailed, CoreProcess
 
+_POLL_SECONDS = 0.05
 _GRACE_SECONDS = 5  # for clients to read what they are being sent, once the server stops
 
 
-def run(config: EngineConfig, *, host: str, port: int, served_model_name: str | None = None) -> None:
-    """Serve until Ctrl-C or SIGTERM. The name defaults to that of the model's directory."""
+def run(config: EngineConfig, server: ServerConfig) -> None:
+    """Serve until Ctrl-C or SIGTERM; `SystemExit` with a line that says why, if the engine ends by itself."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that either unwinds the stack
-    listener = _bind(host, port)  # first, since loading takes long
-    from jaxserve.engine.engine import Engine  # here, since they bring JAX with them
-    from jaxserve.engine.startup import load
+    listener = _bind(server.host, server.port)  # first, since loading takes long
+    with CoreProcess(config) as core:
+        # A thread imports what loading the tokenizer needs, which takes seconds, while the core loads.
+        threading.Thread(target=importlib.import_module, args=("transformers",), daemon=True).start()
+        try:
+            with ProgressBars() as progress:
+                ready = core.wait_until_ready(progress)
+        except CoreFailed as error:
+            raise SystemExit(f"jaxserve: {error}") from None
+        print(ready.attention, file=sys.stderr)
+        tokenizer = _tokenizer(ready)
+        inputs = InputProcessor(tokenizer, ready.limits, chat_format(tokenizer, ready.config))
+        engine = EngineClient(core.channel, ready, inputs, server)
+        _Server(engine, server).run(sockets=[listener])
+        if engine.has_failed:
+            raise SystemExit(f"jaxserve: the engine process {core.end()}, and the server with it")
 
-    with ProgressBars() as progress:
-        engine = Engine(load(config, progress))
-    print(engine.attention, file=sys.stderr)
-    try:
-        name = served_model_name or Path(str(engine.config.model)).resolve().name
-        with contextlib.suppress(KeyboardInterrupt):
-            _Server(AsyncEngine(engine), name, host).run(sockets=[listener])
-    finally:
-        engine.close()
+
+def _tokenizer(ready: Ready) -> Any:
+    if ready.config.skip_tokenizer_init or ready.config.tokenizer is None:
+        return None
+    return load_tokenizer(Path(ready.config.tokenizer))
 
 
 class _Server(uvicorn.Server):
-    """Says when it is ready, and ends the running requests when it stops."""
+    """Says when it is ready. Once told to stop, it lets running requests end, and ends them when their time is up."""
 
-    def __init__(self, engine: AsyncEngine, name: str, host: str):
-        app = build_app(engine, name)
+    def __init__(self, engine: EngineClient, config: ServerConfig):
+        self._engine, self._settings = engine, config
+        self._name = config.served_model_name or Path(engine.ready.config.model).resolve().name
+        self._in_a_hurry = False
+        app = build_app(engine, self._name)
         super().__init__(
             uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_GRACE_SECONDS)
         )
-        self._engine, self._name, self._host = engine, name, host
         # sse-starlette would cut the streams off; here the engine ends them, each with an error that says why.
         AppStatus.disable_automatic_graceful_drain()
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called for SIGINT and SIGTERM."""
+        self._in_a_hurry = self.should_exit
+        self.should_exit = True
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        host = f"[{self._host}]" if ":" in self._host else self._host
+        gc.collect()
+        gc.freeze()  # what start-up has made stays: no collection has to walk it
+        host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
         for listener in sockets or ():
             print(f"Serving {self._name} on http://{host}:{listener.getsockname()[1]}", flush=True)
 
+    async def on_tick(self, counter: int) -> bool:
+        return self._engine.has_failed or await super().on_tick(counter)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await self._engine.close()
+        if not self._engine.has_failed:
+            await self._drain()
+        self._engine.close()
         await super().shutdown(sockets)
+
+    async def _drain(self) -> None:
+        """Wait for running requests. Meanwhile the server answers, so that balancers see that it takes no others."""
+        self._engine.stop_taking_requests()
+        end = time.monotonic() + self._settings.drain_timeout
+        if count := self._engine.unfinished:
+            print(
+                f"Stopping once {count} completions have ended, or in {self._settings.drain_timeout:g} seconds; "
+                "a second signal stops at once",
+                file=sys.stderr,
+            )
+        while self._engine.unfinished and not self._in_a_hurry and time.monotonic() < end:
+            await asyncio.sleep(_POLL_SECONDS)
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -12,8 +12,8 @@ from starlette.types import ASGIApp
 
 from jaxserve import LLM, RequestOutput, SamplingParams
 from jaxserve.server.app import build_app
-from jaxserve.server.async_engine import AsyncEngine
-from tests.server.cases import COMPLETIONS, CONVERSATION, MODEL_NAME
+from tests.server.cases import COMPLETIONS, CONVERSATION, MODEL_NAME, TOOLS, WEATHER_ASKED
+from tests.server.core_thread import core_thread
 
 
 @pytest.fixture(scope="session")
@@ -29,17 +29,22 @@ def llm() -> Iterator[LLM]:
 
 @pytest.fixture(scope="session")
 def offline(llm: LLM) -> dict[str, RequestOutput]:
-    """What `LLM` makes of each of `COMPLETIONS`, and under "chat" of `CONVERSATION`."""
+    """What `LLM` makes of each of `COMPLETIONS`, of `CONVERSATION`, cut and whole, and of a question for a tool."""
     outputs = {
         name: llm.generate(prompt, SamplingParams(**settings))[0] for name, (prompt, settings) in COMPLETIONS.items()
     }
-    return outputs | {"chat": llm.chat(CONVERSATION, SamplingParams(temperature=0, max_tokens=20))[0]}
+    answers = {
+        "chat": llm.chat(CONVERSATION, SamplingParams(temperature=0, max_tokens=20)),
+        "whole chat": llm.chat(CONVERSATION, SamplingParams(temperature=0, max_tokens=200)),
+        "tools": llm.chat([WEATHER_ASKED], SamplingParams(temperature=0, max_tokens=200), tools=TOOLS),
+    }
+    return outputs | {name: output for name, (output,) in answers.items()}
 
 
 @pytest.fixture(scope="session")
 def server(llm: LLM, offline: dict[str, RequestOutput]) -> Iterator[str]:
     """The server's address. From here on, the engine belongs to the server's thread."""
-    with serving(build_app(AsyncEngine(llm.engine), MODEL_NAME)) as address:
+    with core_thread(llm.engine) as core, serving(build_app(core.client, MODEL_NAME)) as address:
         yield address
 
 

@@ -109,7 +109,8 @@ def most_pages(layout: "CacheLayout", length: int) -> int:
         num_pages=layout.pages_of(length),
     )
     prompt = {"prompt_token_ids": [1] * max(1, length - _NEW_TOKENS)}
-    engine.add(prompt, SamplingParams(temperature=0, max_tokens=None, ignore_eos=True), request_id="0", stream=False)
+    params = SamplingParams(temperature=0, max_tokens=None, ignore_eos=True)
+    engine.add(engine.inputs.check(prompt, params), params, request_id="0", stream=False)
     most = 0
     while engine.has_unfinished:
         engine.step()
