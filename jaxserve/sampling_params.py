@@ -8,6 +8,7 @@ from jaxserve.errors import InputError, nearest
 from jaxserve.structured_outputs import StructuredOutputsParams
 
 MAX_STOP_TOKEN_IDS = 16  # per request, end-of-sequence ids included: the device keeps that many for `min_tokens`
+POOLINGS = ("mean", "last")  # of a prompt's last hidden states: all tokens' mean, or the last token's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,7 @@ class SamplingParams:
         skip_special_tokens: leave special tokens out of the text.
         structured_outputs: what the text has to be: JSON of a schema, a match of a regular expression, and the like.
         thinking: where a completion's thinking ends and how long it may be; `LLM.chat` and the server set it.
+        pooling: "mean" or "last" gives an embedding of the prompt in place of a completion; `LLM.embed` sets it.
     """
 
     n: int = 1
@@ -79,6 +81,7 @@ class SamplingParams:
     skip_special_tokens: bool = True
     structured_outputs: StructuredOutputsParams | None = None
     thinking: Thinking | None = None
+    pooling: str | None = None
 
     def __init__(self, **settings: Any):
         fields = {field.name: field.default for field in dataclasses.fields(type(self))}
@@ -124,6 +127,10 @@ class SamplingParams:
                 raise InputError(f"stop holds {text!r}; give non-empty strings")
         if self.stop and not self.detokenize:
             raise InputError("stop strings need text, and detokenize is False; set it to True or use stop_token_ids")
+        if self.pooling not in (None, *POOLINGS):
+            raise InputError(f"pooling is {self.pooling!r}; give one of {', '.join(POOLINGS)}")
+        if self.pooling and (self.n, self.max_tokens) != (1, 1):
+            raise InputError("pooling makes one embedding and no tokens; leave n and max_tokens at 1")
         if not isinstance(self.structured_outputs, StructuredOutputsParams | None):
             kind = type(self.structured_outputs).__name__
             raise InputError(f"structured_outputs is a {kind}; give a StructuredOutputsParams, or a dict of its fields")

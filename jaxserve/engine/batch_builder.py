@@ -130,6 +130,8 @@ def sampling_needs(params: SamplingParams) -> Needs:
         needs |= Needs.LOGPROBS
     if params.structured_outputs or params.thinking:
         needs |= Needs.MASK
+    if params.pooling:
+        needs |= Needs.HIDDEN
     return needs
 
 

@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable
 
+import numpy as np
 from flax import nnx
 
 from jaxserve.checkpoint.exchange import Handover
@@ -23,7 +24,7 @@ from jaxserve.engine.scheduler import Chunk, Decode, Prefill, Scheduler
 from jaxserve.engine.startup import Loaded
 from jaxserve.errors import InputError
 from jaxserve.outputs import CompletionOutput, Logprob, Logprobs, RequestMetrics, RequestOutput
-from jaxserve.runner.step_batch import DecodeArrays, LogprobRows, StepBatch, StepResult
+from jaxserve.runner.step_batch import DecodeArrays, HiddenRows, LogprobRows, StepBatch, StepResult
 from jaxserve.sampling_params import SamplingParams
 
 
@@ -57,6 +58,7 @@ class _Live:
     stream: bool  # whether the caller is given each step's tokens
     each_step: bool  # whether tokens have to be looked at as they come: to be given out, for stop strings and the like
     added: CompletionOutput  # what the caller has not been given yet
+    pooled: np.ndarray | None = None  # float32 [hidden], of an embedding: the sum so far
 
 
 @dataclasses.dataclass
@@ -163,8 +165,9 @@ class Engine:
         seed = params.seed if params.seed is not None else self._seeds.getrandbits(63)
         group = _Group(request_id, checked.prompt, checked.prompt_token_ids, RequestMetrics(self._clock()))
         constraints = [self._constraint(params) for _ in range(params.n)]
-        # Log-probabilities of a prompt need all of it computed.
-        cached = self.config.enable_prefix_caching and params.prompt_logprobs is None
+        # Log-probabilities of a prompt, and the mean over it, need all of it computed.
+        whole = params.prompt_logprobs is not None or params.pooling == "mean"
+        cached = self.config.enable_prefix_caching and not whole
         for index in range(params.n):
             request = Request(
                 request_id,
@@ -288,7 +291,11 @@ class Engine:
         if isinstance(step, Prefill):
             for row, (chunk, token) in enumerate(zip(chunks, result.token_ids.tolist(), strict=False)):
                 # It may have ended, or been aborted, while this step ran.
-                if chunk.samples and chunk.request.state is not State.FINISHED:
+                if chunk.request.state is State.FINISHED:
+                    continue
+                if chunk.request.params.pooling and result.hidden:
+                    self._pool(chunk, row, result.hidden, deltas)
+                elif chunk.samples:
                     self._take_tokens(chunk.request, [token], row, result.logprobs, deltas)
         else:
             tokens = result.token_ids[: step.steps, : len(step.requests)].T.tolist()
@@ -382,7 +389,19 @@ class Engine:
             request.constraint = None
         self.scheduler.saw_token(request)
 
-    def _finish(self, request: Request, live: _Live, deltas: dict[_Group, RequestOutput]) -> None:
+    def _pool(self, chunk: Chunk, row: int, hidden: HiddenRows, deltas: dict[_Group, RequestOutput]) -> None:
+        """Add a chunk to its request's embedding, which is whole with the last one."""
+        live = self._live[chunk.request]
+        if chunk.request.params.pooling == "last":
+            live.pooled = hidden.last[row]
+        else:
+            before = 0 if chunk.start == 0 or live.pooled is None else live.pooled
+            live.pooled = before + hidden.sums[row] / len(chunk.request.prompt_token_ids)
+        if chunk.samples and live.pooled is not None:
+            live.group.note_first_token(self._clock(), chunk.request.num_cached)
+            self._finish(chunk.request, live, deltas).embedding = live.pooled.tolist()
+
+    def _finish(self, request: Request, live: _Live, deltas: dict[_Group, RequestOutput]) -> RequestOutput:
         group = live.group
         self.scheduler.finish(request)
         del self._live[request]
@@ -391,6 +410,7 @@ class Engine:
             del self._groups[group.request_id]
             group.metrics.finished_time = self._clock()
             delta.finished = True
+        return delta
 
     @staticmethod
     def _give_out(live: _Live, deltas: dict[_Group, RequestOutput]) -> RequestOutput:
@@ -400,8 +420,9 @@ class Engine:
         if delta is None:
             delta = RequestOutput(group.request_id, group.prompt, group.prompt_token_ids, [], group.metrics)
             deltas[group] = delta
-        delta.outputs.append(live.added)
-        live.added = CompletionOutput(live.index)
+        if live.added.token_ids:  # an embedding has none
+            delta.outputs.append(live.added)
+            live.added = CompletionOutput(live.index)
         if live.index == 0 and group.prompt_logprobs:  # whose they are, so that they are whole
             delta.prompt_logprobs, group.prompt_logprobs = group.prompt_logprobs, []
         return delta

@@ -61,6 +61,7 @@ class _Mailbox:
             delta.metrics or RequestMetrics(self._arrival_time),
             delta.finished,
             delta.prompt_logprobs,
+            delta.embedding,
         )
         add_delta(self._deltas, output)
         self._filled.set()

@@ -87,6 +87,7 @@ class CoreLoop:
                     output.finished,
                     output.metrics if output.finished else None,
                     output.prompt_logprobs,
+                    output.embedding,
                 )
                 for output in outputs
             ]

@@ -77,6 +77,7 @@ class Delta(msgspec.Struct, array_like=True):
     finished: bool
     metrics: RequestMetrics | None  # of a request that has ended
     prompt_logprobs: list[Logprobs | None] | None
+    embedding: list[float] | None
 
 
 class Stepped(Message):

@@ -87,21 +87,29 @@ async def answer(request: Request, reply: Reply, deltas: Deltas, *, stream: bool
         if stream:
             first = await while_connected(request, anext(deltas))
             return _EventStream(_events(reply, first, deltas), deltas)
-        outputs = await while_connected(request, _collect(deltas))
     except BaseException:
         await deltas.aclose()
         raise
+    outputs = list((await collected(request, deltas)).values())
     counts = Counts()
     for output in outputs:
         counts.count(output)
     return Response(reply.whole(outputs, counts).to_json(), media_type="application/json")
 
 
-async def _collect(deltas: Deltas) -> list[RequestOutput]:
+async def collected(request: Request, deltas: Deltas) -> dict[str, RequestOutput]:
+    """All that comes, by request id; it ends when the client leaves."""
+    try:
+        return await while_connected(request, _collect(deltas))
+    finally:
+        await deltas.aclose()
+
+
+async def _collect(deltas: Deltas) -> dict[str, RequestOutput]:
     outputs: dict[str, RequestOutput] = {}
     async for delta in deltas:
         add_delta(outputs, delta)
-    return list(outputs.values())
+    return outputs
 
 
 async def _events(reply: Reply, first: RequestOutput, deltas: Deltas) -> AsyncIterator[ServerSentEvent]:
