@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -148,3 +150,55 @@ def test_an_address_in_use_is_said_before_the_model_loads() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match=f"cannot listen on 127.0.0.1:{port}"):
             run(EngineConfig(model="/no/such/model"), ServerConfig(port=port))
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Of 127.0.0.1, signed by itself; and its key."""
+    if not shutil.which("openssl"):
+        pytest.skip("openssl, which makes the certificate, is not installed")
+    folder = tmp_path_factory.mktemp("tls")
+    certificate, key = str(folder / "certificate.pem"), str(folder / "key.pem")
+    made = f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout {key} -out {certificate}"
+    subject = ["-subj", "/CN=server", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*made.split(), *subject], check=True, capture_output=True)
+    return certificate, key
+
+
+def test_https_keys_and_a_json_log_over_the_command_line(certificate: tuple[str, str], tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("ann secret-of-ann\n")
+    flags = ["--ssl-certfile", certificate[0], "--ssl-keyfile", certificate[1], "--api-key-file", str(keys)]
+    with served(*flags, "--log-format", "json") as server:
+        assert server.address.startswith("https://")
+        trust = ssl.create_default_context(cafile=certificate[0])
+        with httpx.Client(base_url=server.address, verify=trust) as client:
+            assert client.get("/health").status_code == 200
+            asked = {"prompt": "a secret prompt", "max_tokens": 2}
+            assert client.post("/v1/completions", json=asked).status_code == 401
+            headers = {"Authorization": "Bearer secret-of-ann", "X-Request-Id": "mine"}
+            assert client.post("/v1/completions", json=asked, headers=headers).status_code == 200
+        lines = [json.loads(line) for line in server.stderr.splitlines()]
+        assert "secret" not in server.stderr
+    assert any(line["message"].startswith("attention runs in ") for line in lines)
+    refused, answered = [line for line in lines if line["logger"] == "jaxserve.server.request_log"]
+    assert (refused["status"], "key" in refused) == (401, False)
+    assert (answered["status"], answered["key"], answered["request_id"]) == (200, "ann", "mine")
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"ssl_certfile": "/no/such/file"}, "cannot use the certificate of /no/such/file"),
+        ({"ssl_keyfile": "/no/such/file"}, "ssl_certfile is not"),
+        ({"api_key_file": "/no/such/file"}, "cannot read the API keys of /no/such/file"),
+        ({"max_requests_per_key": 3}, "api_key_file is not"),
+        ({"port": 70_000}, "port is 70000"),
+        ({"max_queued_requests": 0}, "max_queued_requests is 0; give an integer from 1 on"),
+        ({"drain_timeout": float("nan")}, "drain_timeout is nan; give a number from 0 on"),
+        ({"allowed_origins": "x"}, "allowed_origins is 'x'; give a list"),
+    ],
+)
+def test_settings_that_cannot_be_are_said_before_the_model_loads(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        run(EngineConfig(model="/no/such/model"), ServerConfig(**settings))

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from jaxserve.outputs import RequestOutput, add_delta
+from jaxserve.server import logs
 from jaxserve.server.errors import as_api_error
 from jaxserve.server.failures import Unserved
 from jaxserve.server.incoming import while_connected
@@ -44,6 +45,7 @@ async def answer(
     request: Request, reply: Reply, deltas: Deltas, *, stream: bool | None, include_usage: bool = False
 ) -> Response:
     """The response. A stream begins with the first delta, so that whatever fails before has a status of its own."""
+    logs.note(id=reply.id)
     try:
         if stream:
             first = await while_connected(request, anext(deltas))
@@ -55,6 +57,7 @@ async def answer(
     counter = _Counter()
     for output in outputs:
         counter.count(output)
+    counter.note()
     return Response(reply.whole(outputs, counter.usage).to_json(), media_type="application/json")
 
 
@@ -78,7 +81,10 @@ async def _events(reply: Reply, first: RequestOutput, deltas: Deltas, include_us
             yield reply.usage_chunk(counter.usage).to_json()
         yield "[DONE]"
     except Unserved as error:  # the status is sent; without [DONE], nobody can take what came for all
+        logs.note(error=str(error))
         yield as_api_error(error).body().to_json()
+    finally:
+        counter.note()
 
 
 class _EventStream(EventSourceResponse):
@@ -105,6 +111,9 @@ class _Counter:
     def count(self, delta: RequestOutput) -> None:
         self._prompts[delta.request_id] = len(delta.prompt_token_ids)
         self._completions += sum(len(output.token_ids) for output in delta.outputs)
+
+    def note(self) -> None:
+        logs.note(prompt_tokens=sum(self._prompts.values()), completion_tokens=self._completions)
 
     @property
     def usage(self) -> Usage:

@@ -49,9 +49,9 @@ def ends() -> Iterator[tuple[Channel, Channel]]:
 def test_messages_arrive_as_they_were_sent(ends: tuple[Channel, Channel]) -> None:
     server, core = ends
     config = EngineConfig(model="m", max_itl_ms=3)
-    for message in (Start(config), ADD, Abort(["a", "b"])):
+    for message in (Start(config, "info", "text"), ADD, Abort(["a", "b"])):
         server.send(message)
-    assert core.receive(wait=True) == [Start(config), ADD, Abort(["a", "b"])]
+    assert core.receive(wait=True) == [Start(config, "info", "text"), ADD, Abort(["a", "b"])]
     core.send(STEPPED)
     assert server.receive(wait=True) == [STEPPED]
 
