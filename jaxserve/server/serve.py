@@ -3,7 +3,6 @@
 import asyncio
 import functools
 import gc
-import importlib
 import logging
 import signal
 import socket
@@ -17,7 +16,7 @@ from typing import Any
 import uvicorn
 from sse_starlette.sse import AppStatus
 
-from jaxserve.checkpoint.tokenizer import load_tokenizer
+from jaxserve.checkpoint.tokenizer import import_tokenizers, load_tokenizer
 from jaxserve.config import EngineConfig
 from jaxserve.engine.input_processor import InputProcessor
 from jaxserve.errors import InputError
@@ -46,14 +45,16 @@ def run(config: EngineConfig, server: ServerConfig) -> None:
     _check_certificate(server)
     listener = _bind(server.host, server.port)
     with CoreProcess() as core:
-        # A thread imports what loading the tokenizer needs, which takes seconds, while the core loads.
-        threading.Thread(target=importlib.import_module, args=("transformers",), daemon=True).start()
+        # What loading the tokenizer needs takes seconds to import: that happens while the core loads.
+        importing = threading.Thread(target=import_tokenizers, daemon=True)
+        importing.start()
         try:
             with ProgressBars() as progress:
                 ready = core.load(config, server, progress)
         except CoreFailed as error:
             raise SystemExit(f"jaxserve: {error}") from None
         logger.info(ready.attention)
+        importing.join()
         engine = EngineClient(core.channel, ready, InputProcessor(_tokenizer(ready), ready.limits), server)
         _Server(engine, server, keys).run(sockets=[listener])
         if engine.has_failed:

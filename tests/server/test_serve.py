@@ -10,8 +10,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -19,7 +21,7 @@ import pytest
 from jaxserve import EngineConfig, InputError
 from jaxserve.server.config import ServerConfig
 from jaxserve.server.serve import run
-from tests.server.processes import ROOT, has_ended, served, wait_until
+from tests.server.processes import ROOT, Served, has_ended, served, wait_until
 
 LONG = {"prompt": "Hello", "ignore_eos": True, "stream": True, "max_tokens": 1900, "n": 4}
 
@@ -65,12 +67,40 @@ def test_a_second_signal_ends_what_runs_at_once() -> None:
     assert '"error":{"message":"the server is shutting down"' in events[-1]
 
 
-def test_the_servers_process_has_no_jax_and_the_engine_is_its_child() -> None:
+@pytest.fixture(scope="module")
+def server() -> Iterator[Served]:
+    """For tests that leave it as it is."""
     with served() as server:
-        assert httpx.get(f"{server.address}/health").status_code == 200
-        libraries = {pid: Path(f"/proc/{pid}/maps").read_text() for pid in (server.process.pid, server.core)}
-        assert "jaxlib" in libraries[server.core]
-        assert "jaxlib" not in libraries[server.process.pid]
+        yield server
+
+
+def test_the_servers_process_has_no_jax_and_the_engine_is_its_child(server: Served) -> None:
+    assert httpx.get(f"{server.address}/health").status_code == 200
+    libraries = {pid: Path(f"/proc/{pid}/maps").read_text() for pid in (server.process.pid, server.core)}
+    assert "jaxlib" in libraries[server.core]
+    assert "jaxlib" not in libraries[server.process.pid]
+
+
+def test_clients_that_come_and_vanish_leave_nothing_open(server: Served) -> None:
+    def open_files() -> list[int]:
+        return [len(os.listdir(f"/proc/{pid}/fd")) for pid in (server.process.pid, server.core)]
+
+    body = json.dumps(LONG).encode()
+    request = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    address = urlsplit(server.address)
+    before = open_files()
+    for _ in range(3):
+        connections = [socket.create_connection((address.hostname, address.port)) for _ in range(100)]
+        for connection in connections:
+            connection.sendall(request)
+        connections[0].recv(1)  # streams
+        wait_until(lambda: open_files()[0] == before[0] + 100)
+        for connection in connections:
+            connection.close()
+        wait_until(lambda: open_files() == before)
+    asked = {"prompt": "Hello", "max_tokens": 3, "ignore_eos": True}
+    answer = httpx.post(f"{server.address}/v1/completions", json=asked, timeout=10)
+    assert answer.json()["usage"]["completion_tokens"] == 3
 
 
 def test_a_killed_engine_fails_every_request_and_ends_the_server_with_a_line_and_a_status() -> None:
