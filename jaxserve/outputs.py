@@ -1,5 +1,7 @@
 """What a caller gets back, in vLLM's shapes. msgspec's structs, since they go from process to process."""
 
+from typing import Any
+
 import msgspec
 
 
@@ -15,7 +17,11 @@ Logprobs = dict[int, Logprob]  # of one position, by token id
 
 
 class CompletionOutput(msgspec.Struct):
-    """One completion, or what a step added to it. Once it ended, `finish_reason` is `"stop"` or `"length"`."""
+    """One completion, or what a step added to it.
+
+    Once it ended, `finish_reason` is `"stop"` or `"length"`, or `"error"` if its grammar could not be followed any
+    further; `stop_reason` then says why.
+    """
 
     index: int
     text: str = ""
@@ -24,6 +30,7 @@ class CompletionOutput(msgspec.Struct):
     logprobs: list[Logprobs] | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None  # the stop token id or stop string that ended it
+    message: dict[str, Any] | None = None  # of a chat: the text as a message in OpenAI's shape
 
     def extend(self, delta: "CompletionOutput") -> None:
         self.text += delta.text

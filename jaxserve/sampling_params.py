@@ -5,10 +5,29 @@ import math
 from typing import Any
 
 from jaxserve.errors import InputError, nearest
+from jaxserve.structured_outputs import StructuredOutputsParams
 
 # Every token of a sequence is compared with all of its stop strings.
 MAX_STOP_STRINGS, MAX_STOP_LENGTH = 64, 256  # per request, and characters of each
 MAX_STOP_TOKEN_IDS = 16  # per request, end-of-sequence ids included: the device keeps that many for `min_tokens`
+
+
+@dataclasses.dataclass(frozen=True)
+class Thinking:
+    """How a completion's thinking ends, so that `structured_outputs` bind only behind it, and how long it may be.
+
+    Attributes:
+        end: the token ids that end it.
+        start: the token id that opens it, if the model itself opens it, as the first token or not at all; None if the
+            prompt has opened it.
+        budget: its most tokens, the opening one included, or None.
+        closing: the token ids that end it when the budget is spent.
+    """
+
+    end: tuple[int, ...]
+    start: int | None = None
+    budget: int | None = None
+    closing: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +55,8 @@ class SamplingParams:
         prompt_logprobs: the same for the prompt's tokens.
         detokenize: make text of the tokens.
         skip_special_tokens: leave special tokens out of the text.
+        structured_outputs: what the text has to be: JSON of a schema, a match of a regular expression, and the like.
+        thinking: where a completion's thinking ends and how long it may be; `LLM.chat` and the server set it.
     """
 
     n: int = 1
@@ -58,6 +79,8 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     detokenize: bool = True
     skip_special_tokens: bool = True
+    structured_outputs: StructuredOutputsParams | None = None
+    thinking: Thinking | None = None
 
     def __init__(self, **settings: Any):
         fields = {field.name: field.default for field in dataclasses.fields(type(self))}
@@ -74,6 +97,8 @@ class SamplingParams:
         object.__setattr__(self, "stop", stop)
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
         object.__setattr__(self, "top_k", 0 if self.top_k == -1 else self.top_k)
+        if isinstance(self.structured_outputs, dict):
+            object.__setattr__(self, "structured_outputs", StructuredOutputsParams(**self.structured_outputs))
 
     def _check(self) -> None:
         self._integer("n", 1, 1024)
@@ -105,6 +130,9 @@ class SamplingParams:
                 raise InputError(f"stop holds one of {len(text)} characters; at most {MAX_STOP_LENGTH} are possible")
         if self.stop and not self.detokenize:
             raise InputError("stop strings need text, and detokenize is False; set it to True or use stop_token_ids")
+        if not isinstance(self.structured_outputs, StructuredOutputsParams | None):
+            kind = type(self.structured_outputs).__name__
+            raise InputError(f"structured_outputs is a {kind}; give a StructuredOutputsParams, or a dict of its fields")
         for token in self.stop_token_ids:
             _check_token(token, "stop_token_ids")
         if not isinstance(self.logit_bias, dict | None):

@@ -180,8 +180,9 @@ def kept_tokenizer(directory: Path, seed: int) -> PreTrainedTokenizerFast:
 
 SHORT_ROWS, SHORT_LENGTH = 4, 416
 COPY_STEPS = 1500  # before them no long rows: finding a word far back waits for copying at all
-HARDEST = (demo_tasks.repeat, demo_tasks.tools)  # copying, which half of the tasks wait for, and finding what to copy
-HARDEST_SHARE = 0.25  # of the items, besides the tasks' own shares
+# Copying, which half of the tasks wait for, and finding what to copy.
+HARDEST = (demo_tasks.repeat, demo_tasks.tools, demo_tasks.tools)
+HARDEST_SHARE = 0.3  # of the items, besides the tasks' own shares
 LONG_EVERY, LONG_LENGTHS = 2, (1024, 2048)
 WAITING = 6
 WORDS_PER_TOKEN = 0.85  # of filler, so that a long row's prompt fills it
@@ -425,7 +426,7 @@ def parse_arguments() -> argparse.Namespace:
         default=Path("demo_checkpoints"),
         help="where to keep checkpoints and continue from; remove it to start anew (%(default)s)",
     )
-    parser.add_argument("--steps", type=int, default=7_000, help="training steps, over all restarts (%(default)s)")
+    parser.add_argument("--steps", type=int, default=6_300, help="training steps, over all restarts (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the text (%(default)s)")
     return parser.parse_args()
 

@@ -23,8 +23,10 @@ ORDER = (
     "jaxserve.models",
     "jaxserve.layers",
     "jaxserve.parallel",
+    "jaxserve.chat",
     "jaxserve.outputs",
     "jaxserve.sampling_params",
+    "jaxserve.structured_outputs",
     "jaxserve.progress",
     "jaxserve.errors",
     "pallas_kernels",
@@ -32,6 +34,7 @@ ORDER = (
 
 WITHOUT_JAX = (
     "jaxserve.server",
+    "jaxserve.chat",
     "jaxserve.outputs",
     "jaxserve.sampling_params",
     "jaxserve.config",  # this and the next two are what the server shares with its engine's process

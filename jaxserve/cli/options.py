@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 ENGINE = Flags("engine", EngineConfig)
 # The engine's --seed makes a whole run repeatable, so requests need none of their own.
-SAMPLING = Flags("sampling (what is left out, the model's generation_config.json says)", SamplingParams).without("seed")
+SAMPLING = Flags("sampling (what is left out, the model's generation_config.json says)", SamplingParams).without(
+    *("seed", "structured_outputs", "thinking")
+)
 
 TEXT_ENGINE = ENGINE.without("skip_tokenizer_init")
 BENCH_ENGINE = TEXT_ENGINE.without("tokenizer")  # token ids in, token ids out

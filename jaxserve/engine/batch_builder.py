@@ -1,11 +1,22 @@
 """From the scheduler's decisions to the arrays of a step."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from jaxserve.engine.request import Request
 from jaxserve.engine.scheduler import Chunk, Decode, Prefill
 from jaxserve.runner.buckets import Buckets
-from jaxserve.runner.step_batch import DecodeArrays, Needs, PrefillArrays, SamplingRows, StepBatch, VocabRow
+from jaxserve.runner.step_batch import (
+    MASKS_AT_ONCE,
+    DecodeArrays,
+    Masks,
+    Needs,
+    PrefillArrays,
+    SamplingRows,
+    StepBatch,
+    VocabRow,
+)
 from jaxserve.sampling_params import SamplingParams
 from pallas_kernels.xla.tiles import prefill_tiles
 
@@ -13,10 +24,10 @@ from pallas_kernels.xla.tiles import prefill_tiles
 class StepBatchBuilder:
     """Packs steps into padded arrays of the buckets' sizes."""
 
-    def __init__(self, buckets: Buckets, *, vocab_size: int, page_size: int):
+    def __init__(self, buckets: Buckets, *, vocab_size: int, page_groups: int):
         self._buckets = buckets
         self._vocab_size = vocab_size
-        self._page_size = page_size
+        self._page_groups = page_groups
 
     def build(self, step: Prefill | Decode) -> StepBatch:
         return self._prefill(step.chunks) if isinstance(step, Prefill) else self._decode(step)
@@ -27,7 +38,10 @@ class StepBatchBuilder:
         counts = np.array([chunk.count for chunk in chunks])
         positions = np.array([chunk.start for chunk in chunks])
         arrays = PrefillArrays.padding(
-            bucket, max_num_seqs=self._buckets.max_num_seqs, max_pages=self._buckets.max_pages
+            bucket,
+            max_num_seqs=self._buckets.max_num_seqs,
+            groups=self._page_groups,
+            max_pages=self._buckets.max_pages,
         )
         arrays.tiles[:] = prefill_tiles(starts[:-1], counts, positions, bucket.tile_size, bucket.tiles)
         needs, vocab_rows = Needs(0), []
@@ -43,21 +57,45 @@ class StepBatchBuilder:
                 arrays.sampling_slots[row] = request.slot
             arrays.last_tokens[row] = end - 1
             arrays.lengths[row] = stop
-            arrays.page_table[row, : len(request.pages)] = request.pages
+            for group, pages in enumerate(request.pages):
+                arrays.page_table[group, row, : len(pages)] = pages
             _fill_sampling(arrays.sampling, row, request)
             needs |= Needs(request.needs)
             if request.params.prompt_logprobs is not None:
                 needs |= Needs.PROMPT_LOGPROBS
             if chunk.first and _keeps_vocab_row(request.params):
                 vocab_rows.append(self._vocab_row(request))
-        return StepBatch(arrays._replace(needs=np.int32(needs)), vocab_rows, len(chunks))
+        masks = self._masks([chunk.request if chunk.samples else None for chunk in chunks], arrays.masked)
+        return StepBatch(arrays._replace(needs=_with_masks(needs, masks)), vocab_rows, masks, len(chunks))
 
     def _decode(self, step: Decode) -> StepBatch:
         count = len(step.slots)
-        arrays = DecodeArrays.padding(self._buckets.decode_for(count), max_num_seqs=self._buckets.max_num_seqs)
+        arrays = DecodeArrays.padding(
+            self._buckets.decode_for(count), max_num_seqs=self._buckets.max_num_seqs, groups=self._page_groups
+        )
         for name in ("slots", "positions", "counts", "new_pages"):
-            getattr(arrays, name)[:count] = getattr(step, name)
-        return StepBatch(arrays._replace(steps=np.int32(step.steps), needs=np.int32(step.needs)), [], count)
+            getattr(arrays, name)[..., :count] = getattr(step, name)
+        masks = self._masks(step.requests, arrays.masked) if step.needs & Needs.MASK else []
+        needs = _with_masks(step.needs, masks)
+        return StepBatch(arrays._replace(steps=np.int32(step.steps), needs=needs), [], masks, count)
+
+    def _masks(self, requests: Sequence[Request | None], masked: np.ndarray) -> list[Masks]:
+        """What may come next in the rows of constrained requests, which are noted in `masked` `[rows]`."""
+        batches: list[Masks] = []
+        filled = MASKS_AT_ONCE
+        for row, request in enumerate(requests):
+            if request is None or request.constraint is None:
+                continue
+            if filled == MASKS_AT_ONCE:
+                sizes = {"max_num_seqs": self._buckets.max_num_seqs, "vocab_size": self._vocab_size}
+                batches.append(Masks.padding(**sizes))
+                filled = 0
+            masks = batches[-1]
+            if request.constraint.allow(masks.allowed[filled]):
+                masks.slots[filled] = request.slot
+                masked[row] = True
+                filled += 1
+        return batches if masked.any() else []
 
     def _vocab_row(self, request: Request) -> VocabRow:
         prompt_tokens = np.zeros(self._vocab_size, bool)
@@ -67,6 +105,11 @@ class StepBatchBuilder:
             bias[token] = value
         counts = np.bincount(request.output_token_ids, minlength=self._vocab_size).astype(np.int32)
         return VocabRow(np.int32(request.slot), prompt_tokens, counts, bias)
+
+
+def _with_masks(needs: int, masks: list[Masks]) -> np.int32:
+    """Constrained requests may be in a step that masks nothing: while they think, say."""
+    return np.int32(needs & ~Needs.MASK | (Needs.MASK if masks else 0))
 
 
 def _keeps_vocab_row(params: SamplingParams) -> bool:
@@ -85,6 +128,8 @@ def sampling_needs(params: SamplingParams) -> Needs:
         needs |= Needs.ADJUST
     if params.logprobs is not None:
         needs |= Needs.LOGPROBS
+    if params.structured_outputs or params.thinking:
+        needs |= Needs.MASK
     return needs
 
 

@@ -11,16 +11,19 @@ from flax import nnx
 
 from jaxserve.checkpoint.exchange import Handover
 from jaxserve.engine.batch_builder import StepBatchBuilder, sampling_needs
+from jaxserve.engine.constraint import Constraint
 from jaxserve.engine.detokenizer import TextStream
+from jaxserve.engine.grammars import Grammars
 from jaxserve.engine.input_processor import CheckedInput, InputProcessor, Limits
 from jaxserve.engine.pace import Pace
 from jaxserve.engine.page_pool import PagePool, root_key
+from jaxserve.engine.page_tables import PageTables
 from jaxserve.engine.request import Request, State
 from jaxserve.engine.scheduler import Chunk, Decode, Prefill, Scheduler
 from jaxserve.engine.startup import Loaded
 from jaxserve.errors import InputError
 from jaxserve.outputs import CompletionOutput, Logprob, Logprobs, RequestMetrics, RequestOutput
-from jaxserve.runner.step_batch import DecodeArrays, LogprobRows, Needs, StepBatch, StepResult
+from jaxserve.runner.step_batch import DecodeArrays, LogprobRows, StepBatch, StepResult
 from jaxserve.sampling_params import SamplingParams
 
 
@@ -97,6 +100,10 @@ class Engine:
                 max_logprobs=min(config.max_logprobs, loaded.model_config.vocab_size),
                 eos_token_ids=loaded.eos_token_ids,
             ),
+            loaded.chat,
+        )
+        self.grammars = Grammars(
+            loaded.tokenizer, vocab_size=loaded.model_config.vocab_size, eos_token_ids=sorted(loaded.eos_token_ids)
         )
         self.runner = loaded.runner
         self.pool = PagePool(config.num_pages)
@@ -107,7 +114,7 @@ class Engine:
             burst=config.decode_burst_ms / 1000,
         )
         self.scheduler = Scheduler(
-            self.pool,
+            PageTables(self.pool, loaded.cache_layout),
             max_num_seqs=config.max_num_seqs,
             max_prefill_seqs=loaded.buckets.max_prefill_rows,
             page_size=config.page_size,
@@ -115,7 +122,9 @@ class Engine:
             decode_steps=self._pace.decode_steps,
         )
         self.builder = StepBatchBuilder(
-            loaded.buckets, vocab_size=loaded.model_config.vocab_size, page_size=config.page_size
+            loaded.buckets,
+            vocab_size=loaded.model_config.vocab_size,
+            page_groups=len(loaded.cache_layout.windows),
         )
         self._live: dict[Request, _Live] = {}
         self._groups: dict[str, _Group] = {}
@@ -153,6 +162,7 @@ class Engine:
             raise InputError(f"there is a running request with the id {request_id!r}; give another")
         seed = params.seed if params.seed is not None else self._seeds.getrandbits(63)
         group = _Group(request_id, checked.prompt, checked.prompt_token_ids, RequestMetrics(self._clock()))
+        constraints = [self._constraint(params) for _ in range(params.n)]
         # Log-probabilities of a prompt need all of it computed.
         cached = self.config.enable_prefix_caching and params.prompt_logprobs is None
         for index in range(params.n):
@@ -167,6 +177,7 @@ class Engine:
                 stop_token_ids=checked.stop_token_ids,
                 needs=int(sampling_needs(params)),
                 cache_salt=root_key(cache_salt) if cached else None,
+                constraint=constraints[index],
             )
             group.requests.append(request)
             self._live[request] = _Live(
@@ -174,7 +185,7 @@ class Engine:
                 index,
                 self._text_stream(checked.prompt_token_ids, params),
                 stream,
-                each_step=stream or bool(params.stop) or params.logprobs is not None,
+                each_step=stream or bool(params.stop) or params.logprobs is not None or bool(constraints[index]),
                 added=CompletionOutput(index),
             )
             if self._new_weights is None:
@@ -268,11 +279,7 @@ class Engine:
         step = dispatched.step
         chunks = step.chunks if isinstance(step, Prefill) else []
         start = time.perf_counter()
-        result = self.runner.collect(
-            dispatched.result,
-            logprobs=bool(dispatched.batch.arrays.needs & Needs.LOGPROBS),
-            prompt_logprobs=bool(dispatched.batch.arrays.needs & Needs.PROMPT_LOGPROBS),
-        )
+        result = self.runner.collect(dispatched.result, int(dispatched.batch.arrays.needs))
         waited = time.perf_counter()
         self._observe(dispatched)
         if chunks and result.prompt_logprobs:
@@ -320,6 +327,8 @@ class Engine:
             live.group.note_first_token(self._clock(), request.num_cached)
         for token in new:
             output.append(token)
+            if request.constraint:
+                self._constrain(request, request.constraint, token)
             if live.each_step:
                 self._look_at(request, live, token, len(output), row, logprobs)
             elif token in request.stop_token_ids or len(output) >= request.max_tokens:
@@ -352,9 +361,26 @@ class Engine:
             if stop is not None:
                 added.finish_reason, added.stop_reason = "stop", stop
                 return
-        if count >= request.max_tokens:
+        if request.constraint and request.constraint.error:
+            added.finish_reason, added.stop_reason = "error", request.constraint.error
+        elif request.constraint and request.constraint.complete:
+            added.finish_reason = "stop"
+        elif count >= request.max_tokens:
             added.finish_reason = "length"
+        if added.finish_reason:
             added.text += live.text.flush() if live.text else ""
+
+    def _constraint(self, params: SamplingParams) -> Constraint | None:
+        wanted, thinking = params.structured_outputs, params.thinking
+        if wanted is None and thinking is None:
+            return None
+        return Constraint(self.grammars.matcher(wanted) if wanted else None, thinking)
+
+    def _constrain(self, request: Request, constraint: Constraint, token: int) -> None:
+        constraint.accept(token)
+        if not constraint.binding:
+            request.constraint = None
+        self.scheduler.saw_token(request)
 
     def _finish(self, request: Request, live: _Live, deltas: dict[_Group, RequestOutput]) -> None:
         group = live.group

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
 Key = bytes
+NO_PAGE = -1
 
 
 def root_key(salt: str) -> Key:
@@ -42,8 +43,8 @@ class PagePool:
         self._free = list(range(num_pages - 1, -1, -1))
         self._holders = [0] * num_pages
         self._cached: OrderedDict[int, None] = OrderedDict()  # the least recently used first
-        self._keys: dict[int, Key] = {}
-        self._pages: dict[Key, int] = {}
+        self._names: dict[int, tuple[int, Key]] = {}
+        self._pages: dict[tuple[int, Key], int] = {}
 
     @property
     def num_available(self) -> int:
@@ -78,36 +79,29 @@ class PagePool:
             self._holders[page] -= 1
             if self._holders[page]:
                 continue
-            if page in self._keys:
+            if page in self._names:
                 self._cached[page] = None
             else:
                 self._free.append(page)
 
     # The prefix cache
 
-    def name(self, pages: Iterable[int], keys: Iterable[Key]) -> None:
-        """Let held pages be found by their keys. Of two pages of the same content the first named is kept."""
-        for page, key in zip(pages, keys, strict=True):
-            if key not in self._pages and page not in self._keys:
-                self._pages[key] = page
-                self._keys[page] = key
+    def name(self, group: int, page: int, key: Key) -> None:
+        """Let a held page of a group of layers be found by its key. Of two of the same content the first is kept."""
+        if (group, key) not in self._pages and page not in self._names:
+            self._pages[group, key] = page
+            self._names[page] = group, key
 
-    def find(self, keys: Iterable[Key]) -> list[int]:
-        """The pages of the longest run of `keys`, from the first on, that are known."""
-        pages = []
-        for key in keys:
-            page = self._pages.get(key)
-            if page is None:
-                break
-            pages.append(page)
-        return pages
+    def page_of(self, group: int, key: Key) -> int:
+        """The page of that name, or `NO_PAGE`."""
+        return self._pages.get((group, key), NO_PAGE)
 
     def num_available_beside(self, pages: Iterable[int]) -> int:
         """What `take` could give after `share(pages)`."""
         return self.num_available - sum(page in self._cached for page in pages)
 
     def share(self, pages: Iterable[int]) -> None:
-        """Become one more holder of `pages` that `find` has found."""
+        """Become one more holder of `pages` that were found by their keys."""
         for page in pages:
             self._holders[page] += 1
             self._cached.pop(page, None)
@@ -116,10 +110,10 @@ class PagePool:
         """Make every page unknown: its content is no longer what its key says."""
         self._free += self._cached
         self._cached.clear()
-        self._keys.clear()
+        self._names.clear()
         self._pages.clear()
 
     def _evict(self) -> int:
         page, _ = self._cached.popitem(last=False)
-        del self._pages[self._keys.pop(page)]
+        del self._pages[self._names.pop(page)]
         return page

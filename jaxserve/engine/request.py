@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 
+from jaxserve.engine.constraint import Constraint
 from jaxserve.engine.page_pool import Key, page_keys
 from jaxserve.sampling_params import SamplingParams
 
@@ -30,10 +31,11 @@ class Request:
     stop_token_ids: frozenset[int] = frozenset()  # end-of-sequence ids included, unless ignored
     needs: int = 0  # what of sampling it needs: a `Needs` value
     cache_salt: Key | None = b""  # what its pages' keys begin with; None keeps it out of the prefix cache
+    constraint: Constraint | None = None  # None once it binds no longer, too
     output_token_ids: list[int] = dataclasses.field(default_factory=list)
     state: State = State.WAITING
     slot: int = -1
-    pages: list[int] = dataclasses.field(default_factory=list)
+    pages: list[list[int]] = dataclasses.field(default_factory=list)  # by group of layers: `PageTables`'
     page_keys: list[Key] = dataclasses.field(default_factory=list)  # of the first full pages, as far as they are made
     num_computed: int = 0  # tokens whose keys and values are in pages, once the dispatched prefill steps are done
     num_cached: int = 0  # prompt tokens that the prefix cache spared it when it was first admitted

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from jaxserve.engine.page_pool import PagePool
+from jaxserve.engine.page_tables import PageTables
 from jaxserve.engine.request import Request, State
 from jaxserve.runner.step_batch import Needs
 
@@ -36,7 +36,7 @@ class Decode:
     slots: np.ndarray  # int32
     positions: np.ndarray  # int32: of the newest token, which goes in first
     counts: np.ndarray  # int32, 1 to `steps`
-    new_pages: np.ndarray  # int32: the page that the last of these tokens needs in addition, or -1
+    new_pages: np.ndarray  # int32 [groups, requests]: the pages that the last of these tokens needs in addition, or -1
     steps: int
     needs: int  # of any of the requests
 
@@ -51,15 +51,20 @@ class _Slots:
         self.room = np.zeros(count, np.int32)  # positions that the sequence's pages hold
         self.left = np.zeros(count, np.int32)  # tokens that may still be sampled
         self.needs = np.zeros(count, np.int32)
+        self.unseen = np.zeros(count, bool)  # whether the host has to see the newest token before the next is sampled
 
 
 class Scheduler:
-    """Continuous batching over a fixed number of slots and a page pool.
+    """Continuous batching over a fixed number of slots and a page pool's tables.
 
     Prefill and decode take turns while there is work for both, so that running sequences wait no longer than one
-    prefill step. A sequence is admitted when the pages of all its known tokens are available, in the order of priority
-    and arrival; pages that the prefix cache has are shared and not computed again. It takes further pages as it grows.
-    When none is left, the last in that order gives its pages back and is computed again later.
+    prefill step. A sequence is admitted when the pages of all its known tokens are available (where layers have a
+    window, those of its first step), in the order of priority and arrival; pages that the prefix cache has are shared
+    and not computed again. It takes further pages as it grows. When none is left, the last in that order gives its
+    pages back and is computed again later.
+
+    A request whose next token depends on the host (`Needs.MASK`) sits out the steps that come before its newest token
+    has been seen there; the others go on.
 
     `prefill_budget(sequences)` gives the most tokens of a prefill step that `sequences` decoding ones wait for, and
     `decode_steps(sequences)` the most tokens that a decode step may bring each of them while nothing waits.
@@ -67,7 +72,7 @@ class Scheduler:
 
     def __init__(
         self,
-        pool: PagePool,
+        tables: PageTables,
         *,
         max_num_seqs: int,
         max_prefill_seqs: int,
@@ -75,7 +80,7 @@ class Scheduler:
         prefill_budget: Callable[[int], int],
         decode_steps: Callable[[int], int] = lambda sequences: 1,
     ):
-        self._pool = pool
+        self._tables = tables
         self._prefill_budget, self._decode_steps = prefill_budget, decode_steps
         self._max_prefill_seqs = max_prefill_seqs
         self._page_size = page_size
@@ -112,6 +117,14 @@ class Scheduler:
             self._num_waiting -= 1
         request.state = State.FINISHED
 
+    def saw_token(self, request: Request) -> None:
+        """The host has seen a constrained request's newest token, so that it may go on; freely, if that ended it."""
+        if request.constraint is None:
+            request.needs &= ~Needs.MASK
+        if request.state is State.RUNNING and self._slots.decoding[request.slot]:
+            self._slots.needs[request.slot] = request.needs
+            self._slots.unseen[request.slot] = False
+
     def schedule(self) -> Prefill | Decode | None:
         """The next step, or None while nothing can run. The scheduler's state then stands as after that step."""
         step: Prefill | Decode | None = None
@@ -129,7 +142,7 @@ class Scheduler:
             return None
         chunks: list[Chunk] = []
         budget = self._prefill_budget(int(np.count_nonzero(self._slots.decoding)))
-        unfinished = iter(list(self._prefilling))
+        unfinished = (request for request in list(self._prefilling) if request.state is State.RUNNING)
         while budget and len(chunks) < self._max_prefill_seqs:
             request, first = next(unfinished, None), False
             if request is None:
@@ -137,24 +150,34 @@ class Scheduler:
             if request is None:
                 break
             chunk = self._take_chunk(request, budget, first)
-            chunks.append(chunk)
-            budget -= chunk.count
+            if chunk:
+                chunks.append(chunk)
+                budget -= chunk.count
         return Prefill(chunks) if chunks else None
 
-    def _take_chunk(self, request: Request, budget: int, first: bool) -> Chunk:
+    def _take_chunk(self, request: Request, budget: int, first: bool) -> Chunk | None:
+        """The next part of a sequence; None if it had to give way to those before it."""
         start, known = request.num_computed, request.num_known
         count = min(budget, known - start)
+        if not first:
+            # Its pages were taken when it was admitted, but for layers with a window. Whoever gives way comes later in
+            # the order of service, and so is in none of this step's chunks.
+            self._tables.slide(request, start)
+            if not self._make_room(request, self._tables.missing(request, start + count)):
+                return None
+            self._tables.extend(request, start + count)
         request.num_computed = start + count
         # Steps run in order, so whoever is scheduled from now on may read these pages, in this very step too.
-        self._name_pages(request, start // self._page_size)
+        self._tables.name(request, request.num_computed, start // self._page_size)
         if samples := start + count == known:
             self._prefilling.remove(request)
             slots, slot = self._slots, request.slot
             slots.decoding[slot] = True
             slots.positions[slot] = known
-            slots.room[slot] = len(request.pages) * self._page_size
+            slots.room[slot] = len(request.pages[0]) * self._page_size
             slots.left[slot] = request.max_tokens - len(request.output_token_ids) - 1
             slots.needs[slot] = request.needs
+            slots.unseen[slot] = bool(request.needs & Needs.MASK)
         return Chunk(request, start, count, first, samples)
 
     def _admit(self) -> Request | None:
@@ -166,17 +189,11 @@ class Scheduler:
         known = request.num_known
         if known < request.num_sampled:  # a token of its own is still on its way from the device
             return None
-        # The last token is always computed: the next one comes from it.
-        cached = self._pool.find(request.keys_of_full_pages(known - 1, self._page_size))
-        needed = -(-known // self._page_size) - len(cached)
         # A page in reserve for each running sequence keeps the newcomer from being preempted at once.
-        if self._pool.num_available_beside(cached) < needed + self.num_running:
+        if not self._tables.admit(request, reserve=self.num_running):
             return None
         heapq.heappop(self._waiting)
         self._num_waiting -= 1
-        self._pool.share(cached)
-        request.pages = cached + self._pool.take(needed)
-        request.num_computed = len(cached) * self._page_size
         if request.cache_salt is not None:
             self.prefix_cache_queries += known
             self.prefix_cache_hits += request.num_computed
@@ -193,11 +210,11 @@ class Scheduler:
 
     def _decode(self) -> Decode | None:
         slots = self._slots
-        rows = np.flatnonzero(slots.decoding & (slots.left > 0)).astype(np.int32)
+        rows = np.flatnonzero(slots.decoding & (slots.left > 0) & ~slots.unseen).astype(np.int32)
         if not len(rows):
             return None
         needs = int(np.bitwise_or.reduce(slots.needs[rows]))
-        waits = self._prefilling or self._num_waiting or needs & Needs.LOGPROBS
+        waits = self._prefilling or self._num_waiting or needs & (Needs.LOGPROBS | Needs.MASK)
         steps = 1 if waits else min(self._decode_steps(len(rows)), self._page_size, int(slots.left[rows].max()))
         rows, new_pages = self._grow(rows, steps)
         if not len(rows):
@@ -207,29 +224,34 @@ class Scheduler:
         step = Decode(requests, rows, slots.positions[rows], counts, new_pages, steps, needs)
         slots.positions[rows] += counts
         slots.left[rows] -= counts
+        slots.unseen[rows] = slots.needs[rows] & Needs.MASK != 0
         return step
 
     def _grow(self, rows: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
         """Those of `rows` that have pages for their next `steps` tokens, and the pages that they got for it."""
         slots = self._slots
         needed = slots.positions[rows] + np.minimum(slots.left[rows], steps)
-        opened: dict[int, int] = {}
+        opened: dict[int, list[int]] = {}  # by slot
         short = [request for slot in rows[needed > slots.room[rows]] if (request := slots.requests[slot]) is not None]
         for request in sorted(short, key=lambda r: r.order):
-            if request.state is not State.RUNNING or not self._make_room(request):  # preempted, for another or itself
+            if request.state is not State.RUNNING:  # preempted for another
                 continue
-            page = self._pool.take(1)[0]
-            request.pages.append(page)
-            slots.room[request.slot] += self._page_size
-            opened[request.slot] = page
+            slot = request.slot
+            self._tables.slide(request, int(slots.positions[slot]))
+            if not self._make_room(request, self._tables.pages_to_grow):
+                continue
+            slots.room[slot] += self._page_size
+            self._tables.extend(request, int(slots.room[slot]))
+            opened[slot] = [row[-1] for row in request.pages]
         rows = rows[slots.decoding[rows]]
-        new_pages = np.full(len(slots.requests), -1, np.int32)
-        new_pages[list(opened)] = list(opened.values())
-        return rows, new_pages[rows]
+        new_pages = np.full((self._tables.pages_to_grow, len(slots.requests)), -1, np.int32)
+        for slot, pages in opened.items():
+            new_pages[:, slot] = pages
+        return rows, new_pages[:, rows]
 
-    def _make_room(self, request: Request) -> bool:
-        """Preempt until a page is available. False if `request` itself had to go."""
-        while self._pool.num_available == 0:
+    def _make_room(self, request: Request, pages: int) -> bool:
+        """Preempt until so many pages are available. False if `request` itself had to go."""
+        while self._tables.pool.num_available < pages:
             victim = max((r for r in self._slots.requests if r is not None), key=lambda r: r.order)
             self._preempt(victim)
             if victim is request:
@@ -250,13 +272,7 @@ class Scheduler:
             request.num_computed = int(slots.positions[slot])
         else:
             self._prefilling.remove(request)
-        self._name_pages(request)
-        self._pool.give_back(request.pages)
+        self._tables.release(request, request.num_computed)
         self._free_slots.append(slot)
         slots.requests[slot], slots.decoding[slot] = None, False
-        request.pages, request.slot = [], -1
-
-    def _name_pages(self, request: Request, first: int = 0) -> None:
-        """Let the prefix cache know the full pages, from the `first` on, whose tokens are computed and known."""
-        keys = request.keys_of_full_pages(min(request.num_computed, request.num_known), self._page_size)
-        self._pool.name(request.pages[first : len(keys)], keys[first:])
+        request.slot = -1

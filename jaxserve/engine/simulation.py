@@ -11,6 +11,7 @@ from jaxserve.engine.engine import Engine
 from jaxserve.engine.startup import Loaded
 from jaxserve.models.config import LayerKind, ModelConfig
 from jaxserve.runner.buckets import Buckets
+from jaxserve.runner.cache_layout import CacheLayout
 from jaxserve.runner.runner import Runner
 from jaxserve.runner.simulated import CostModel, SimulatedRunner
 from jaxserve.sampling_params import SamplingParams
@@ -45,11 +46,13 @@ class Served:
         return [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
 
 
-def simulated_engine(cost: CostModel, *, virtual: bool = True, **settings: Any) -> tuple[Engine, SimulatedRunner]:
+def simulated_engine(
+    cost: CostModel, *, virtual: bool = True, layout: CacheLayout | None = None, **settings: Any
+) -> tuple[Engine, SimulatedRunner]:
     """An engine over a simulated device, and that device; with `virtual`, the engine lives on the device's clock.
 
-    `settings` are `EngineConfig`'s; `max_num_seqs`, `max_num_batched_tokens`, `max_model_len` and `num_pages` have to
-    be among them.
+    `layout` is that of one layer without a window if left out. `settings` are `EngineConfig`'s; `max_num_seqs`,
+    `max_num_batched_tokens`, `max_model_len` and `num_pages` have to be among them.
     """
     config = ResolvedConfig(model="", skip_tokenizer_init=True, **settings)
     buckets = Buckets.of(
@@ -70,7 +73,14 @@ def simulated_engine(cost: CostModel, *, virtual: bool = True, **settings: Any) 
         max_position_embeddings=config.max_model_len,
     )
     runner = SimulatedRunner(cost, max_decode_steps=config.max_decode_steps)
-    loaded = Loaded(config, model, None, frozenset(), {}, buckets, cast(Runner, runner), "simulated", {})
+    layout = layout or CacheLayout.of(
+        [None],
+        page_size=config.page_size,
+        max_step_tokens=buckets.prefill[-1].tokens,
+        max_model_len=config.max_model_len,
+    )
+    serves = cast(Runner, runner)
+    loaded = Loaded(config, model, None, None, frozenset(), {}, buckets, layout, serves, "simulated", {})
     return Engine(loaded, runner.clock if virtual else time.perf_counter), runner
 
 

@@ -11,16 +11,19 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxserve.chat.format import ChatFormat
 from jaxserve.checkpoint.huggingface import abstract_model, read_config
 from jaxserve.checkpoint.model_files import find_model
 from jaxserve.checkpoint.random_weights import random_weights
 from jaxserve.checkpoint.tokenizer import eos_token_ids, load_tokenizer, read_generation_config, sampling_defaults
 from jaxserve.config import DEMO_MODEL, EngineConfig, ResolvedConfig
+from jaxserve.engine.input_processor import chat_format
 from jaxserve.errors import InputError
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.registry import model_config
 from jaxserve.parallel.mesh import make_mesh, placed_shapes
 from jaxserve.runner.buckets import MIN_DECODE_ROWS, TILE_SIZE, Buckets
+from jaxserve.runner.cache_layout import CacheLayout
 from jaxserve.runner.kv_cache import page_bytes
 from jaxserve.runner.memory import array_bytes, plan_pages, reserve_gpu_memory, working_bytes
 from jaxserve.runner.runner import Runner
@@ -41,9 +44,11 @@ class Loaded:
     config: ResolvedConfig
     model_config: ModelConfig
     tokenizer: Any
+    chat: ChatFormat | None  # where there is a tokenizer
     eos_token_ids: frozenset[int]
     sampling_defaults: dict[str, Any]
     buckets: Buckets
+    cache_layout: CacheLayout
     runner: Runner
     attention: str  # what runs attention, and why
     seconds: dict[str, float]  # by stage
@@ -70,6 +75,7 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
         raise InputError(
             f"the tokenizer has {len(tokenizer)} tokens and the model {model.vocab_size}; they do not belong together"
         )
+    chat = chat_format(tokenizer, config)
     stage_done("configuration and tokenizer")
 
     mesh = make_mesh(config.tensor_parallel_size)
@@ -79,15 +85,15 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
     graph, shapes = abstract_model(placed, dtype)
     shapes = placed_shapes(mesh, shapes)
     named = dataclasses.replace(config, model=files.name, tokenizer=tokenizer_path)
-    resolved, buckets = _resolve(named, placed, shapes, mesh.devices, dtype)
+    resolved, buckets, layout = _resolve(named, placed, shapes, mesh.devices, dtype)
     runner = Runner(
         graph,
         shapes,
         placed,
         mesh,
         buckets,
+        layout,
         num_pages=resolved.num_pages,
-        page_size=resolved.page_size,
         max_logprobs=resolved.max_logprobs,
         max_decode_steps=resolved.max_decode_steps,
         attention_backend=resolved.attention_backend,
@@ -112,7 +118,8 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
         seconds["programs"] = time.perf_counter() - start
         runner.place(loading.result()[1])
     eos = eos_token_ids(generation, hf)
-    return Loaded(resolved, model, tokenizer, eos, sampling_defaults(generation), buckets, runner, attention, seconds)
+    defaults = sampling_defaults(generation)
+    return Loaded(resolved, model, tokenizer, chat, eos, defaults, buckets, layout, runner, attention, seconds)
 
 
 def serving_dtype(name: str, hf: dict[str, Any]) -> jnp.dtype:
@@ -156,8 +163,8 @@ def _attention(config: EngineConfig, model: ModelConfig, dtype: jnp.dtype, devic
 
 def _resolve(
     config: EngineConfig, model: ModelConfig, shapes: Any, devices: np.ndarray, dtype: jnp.dtype
-) -> tuple[ResolvedConfig, Buckets]:
-    """Every setting that was left open, from the model, the platform and the memory at hand; and the buckets of it."""
+) -> tuple[ResolvedConfig, Buckets, CacheLayout]:
+    """Every setting that was left open, from the model, the platform and the memory; and what follows from them."""
     on_cpu = devices.flat[0].platform == "cpu"
     max_num_seqs = config.max_num_seqs or (32 if on_cpu else 256)
     max_num_batched_tokens = config.max_num_batched_tokens or (512 if on_cpu else 4096)
@@ -178,22 +185,30 @@ def _resolve(
             smallest_tile=1 if on_cpu else TILE_SIZE,  # kernels take whole tiles only
         )
 
+    layout = CacheLayout.of(
+        [kind.window for kind in model.layer_kinds],
+        page_size=config.page_size,
+        max_step_tokens=buckets().prefill[-1].tokens,
+        max_model_len=max_model_len,
+    )
     num_pages = config.num_pages or plan_pages(
-        page_bytes=page_bytes(model, config.page_size, dtype),
-        wanted=max_num_seqs * buckets().max_pages,
+        page_bytes=page_bytes(model, layout, dtype),
+        wanted=max_num_seqs * layout.pages_of(max_model_len),
         device=devices.flat[0],
         devices=devices.size,
         utilization=config.gpu_memory_utilization,
         weight_bytes=array_bytes(shapes),
         working_bytes=working_bytes(model, buckets(), dtype.itemsize),
     )
-    held = num_pages * config.page_size
-    if held < max_model_len and config.max_model_len is not None:
-        raise InputError(
-            f"the page pool holds {held} tokens ({num_pages} pages of {config.page_size}) and max_model_len is "
-            f"{max_model_len}, so that a single request may not fit; lower max_model_len or give more pages"
-        )
-    max_model_len = min(max_model_len, held)
+    if layout.pages_of(max_model_len) > num_pages:
+        held = layout.longest_within(num_pages, max_model_len)
+        if not held or config.max_model_len is not None:
+            raise InputError(
+                f"the page pool holds {held} tokens of one request ({num_pages} pages of {config.page_size}) and "
+                f"max_model_len is {max_model_len}, so that a single request may not fit; lower max_model_len or give "
+                "more pages"
+            )
+        max_model_len = held
     chosen = {
         "dtype": dtype.name,
         "max_model_len": max_model_len,
@@ -201,4 +216,4 @@ def _resolve(
         "max_num_batched_tokens": max_num_batched_tokens,
         "num_pages": num_pages,
     }
-    return ResolvedConfig(**(dataclasses.asdict(config) | chosen)), buckets()
+    return ResolvedConfig(**(dataclasses.asdict(config) | chosen)), buckets(), layout

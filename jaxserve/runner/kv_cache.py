@@ -9,6 +9,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jaxserve.models.config import ModelConfig
 from jaxserve.parallel.mesh import TENSOR, sharding
+from jaxserve.runner.cache_layout import CacheLayout
 from pallas_kernels.paged_attention import paged_decode_attention, paged_prefill_attention
 from pallas_kernels.xla.write_pages import write_pages
 
@@ -16,7 +17,8 @@ _HEADS = PartitionSpec(None, TENSOR)  # of queries, keys, values and pages alike
 
 
 class KVCache(NamedTuple):
-    """A K and a V array per layer, `[pages, kv_heads, page_size, head_dim]`, split over the mesh by heads.
+    """K and V arrays `[pages, kv_heads, page_size, head_dim]`, split over the mesh by heads; which of them is whose
+    layer's, `CacheLayout` says.
 
     One array a layer, never stacked: XLA updates each in place. No V array where values are the first numbers of keys.
     """
@@ -25,38 +27,46 @@ class KVCache(NamedTuple):
     v: tuple[jax.Array | None, ...]
 
     @classmethod
-    def empty(cls, config: ModelConfig, *, num_pages: int, page_size: int, dtype: jnp.dtype, mesh: Mesh) -> "KVCache":
+    def empty(
+        cls, config: ModelConfig, layout: CacheLayout, *, num_pages: int, dtype: jnp.dtype, mesh: Mesh
+    ) -> "KVCache":
         """Zeroed pages for `config` as it stands on the mesh (`over_tensor_axis`)."""
         where = sharding(mesh, *_HEADS)
 
         def pages(dim: int) -> jax.Array:
-            return jnp.zeros((num_pages, config.num_kv_heads, page_size, dim), dtype, device=where)
+            return jnp.zeros((num_pages, config.num_kv_heads, layout.page_size, dim), dtype, device=where)
 
-        layers = range(config.num_layers)
+        arrays = range(layout.num_arrays)
         return cls(
-            tuple(pages(config.key_dim) for _ in layers),
-            tuple(pages(config.value_dim) if config.value_dim else None for _ in layers),
+            tuple(pages(config.key_dim) for _ in arrays),
+            tuple(pages(config.value_dim) if config.value_dim else None for _ in arrays),
         )
 
 
-def page_bytes(config: ModelConfig, page_size: int, dtype: jnp.dtype) -> int:
-    """Bytes of one page in all layers, keys and values."""
+def page_bytes(config: ModelConfig, layout: CacheLayout, dtype: jnp.dtype) -> int:
+    """Bytes of one page in all layers of a group, keys and values."""
     numbers = config.num_kv_heads * (config.key_dim + config.value_dim)
-    return config.num_layers * numbers * page_size * jnp.dtype(dtype).itemsize
+    return layout.num_arrays * numbers * layout.page_size * jnp.dtype(dtype).itemsize
 
 
 class DecodeRows(NamedTuple):
     """One query a row."""
 
-    page_table: jax.Array  # int32 [rows, max_pages]
     lengths: jax.Array  # int32 [rows], the query's own position included
 
 
 class PrefillRows(NamedTuple):
     """Chunks of several sequences on one flat axis."""
 
-    page_table: jax.Array  # int32 [rows, max_pages]
     tiles: jax.Array  # int32 [4, tiles]
+
+
+class Places(NamedTuple):
+    """Where sequences' pages are, and where in them a step writes: by group of layers."""
+
+    page_tables: jax.Array  # int32 [groups, rows, max_pages]
+    page_ids: jax.Array  # int32 [groups, tokens]; outside the pool: nothing is written
+    offsets: jax.Array  # int32 [tokens]
 
 
 class PagedAttend:
@@ -69,16 +79,16 @@ class PagedAttend:
     def __init__(
         self,
         cache: KVCache,
+        layout: CacheLayout,
         rows: DecodeRows | PrefillRows,
-        page_ids: jax.Array,
-        offsets: jax.Array,
+        places: Places,
         *,
         mesh: Mesh,
         implementation: str,
         tile_size: int = 0,
     ):
         self._k, self._v = list(cache.k), list(cache.v)
-        self._rows, self._page_ids, self._offsets = rows, page_ids, offsets
+        self._layout, self._rows, self._places = layout, rows, places
         self._mesh, self._implementation, self._tile_size = mesh, implementation, tile_size
 
     @property
@@ -105,13 +115,15 @@ class PagedAttend:
             out_specs=(_HEADS, _HEADS, _HEADS),
             check_vma=False,
         )
-        heads = (q, k, v, self._k[layer], self._v[layer])
-        out, self._k[layer], self._v[layer] = run(heads, sinks, (self._rows, self._page_ids, self._offsets))
+        group, array = self._layout.places[layer]
+        heads = (q, k, v, self._k[array], self._v[array])
+        places = (self._places.page_tables[group], self._places.page_ids[group], self._places.offsets)
+        out, self._k[array], self._v[array] = run(heads, sinks, (self._rows, *places))
         return out
 
-    def _on_one_device(self, heads, sinks, places, **variant):
+    def _on_one_device(self, heads, sinks, where, **variant):
         q, k, v, k_pages, v_pages = heads
-        rows, page_ids, offsets = places
+        rows, page_table, page_ids, offsets = where
         variant |= {"sinks": sinks, "implementation": self._implementation}
         k_pages = write_pages(k_pages, k, page_ids, offsets)
         if v_pages is None:
@@ -119,9 +131,9 @@ class PagedAttend:
         else:
             v_pages = write_pages(v_pages, v, page_ids, offsets)
         if isinstance(rows, DecodeRows):
-            out = paged_decode_attention(q[:, None], k_pages, v_pages, rows.page_table, rows.lengths, **variant)[:, 0]
+            out = paged_decode_attention(q[:, None], k_pages, v_pages, page_table, rows.lengths, **variant)[:, 0]
         else:
             out = paged_prefill_attention(
-                q, k_pages, v_pages, rows.page_table, rows.tiles, tile_size=self._tile_size, **variant
+                q, k_pages, v_pages, page_table, rows.tiles, tile_size=self._tile_size, **variant
             )
         return out, k_pages, v_pages

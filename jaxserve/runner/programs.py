@@ -10,11 +10,14 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jaxserve.models.config import ModelConfig
 from jaxserve.parallel.mesh import sharding
-from jaxserve.runner.kv_cache import DecodeRows, KVCache, PagedAttend, PrefillRows
+from jaxserve.runner.cache_layout import CacheLayout
+from jaxserve.runner.kv_cache import DecodeRows, KVCache, PagedAttend, Places, PrefillRows
 from jaxserve.runner.sampler import VocabState, log_probabilities, sample
 from jaxserve.runner.step_batch import (
     DecodeArrays,
+    HiddenRows,
     LogprobRows,
+    Masks,
     Needs,
     PrefillArrays,
     SamplingRows,
@@ -29,21 +32,17 @@ class SlotState(NamedTuple):
     """What the device keeps of each running sequence, by slot."""
 
     last_token: jax.Array  # int32 [slots]
-    page_table: jax.Array  # int32 [slots, max_pages]
+    page_tables: jax.Array  # int32 [groups of layers, slots, max_pages]
     sampling: SamplingRows  # [slots]
     vocab: VocabState  # [slots, vocab]
 
     @classmethod
-    def empty(cls, *, slots: int, max_pages: int, vocab_size: int, mesh: Mesh) -> "SlotState":
+    def empty(cls, *, slots: int, groups: int, max_pages: int, vocab_size: int, mesh: Mesh) -> "SlotState":
         state = cls(
             jnp.zeros(slots, jnp.int32),
-            jnp.full((slots, max_pages), -1, jnp.int32),
+            jnp.full((groups, slots, max_pages), -1, jnp.int32),
             SamplingRows.empty(slots),
-            VocabState(
-                jnp.zeros((slots, vocab_size), bool),
-                jnp.zeros((slots, vocab_size), jnp.int32),
-                jnp.zeros((slots, vocab_size), jnp.float32),
-            ),
+            VocabState.empty(slots, vocab_size),
         )
         return jax.device_put(state, sharding(mesh))
 
@@ -63,15 +62,15 @@ class Programs:
         graph: nnx.GraphDef,
         weights_tree: Any,
         config: ModelConfig,
+        layout: CacheLayout,
         mesh: Mesh,
         *,
-        page_size: int,
         max_logprobs: int,
         max_decode_steps: int,
         attention_backend: str,
     ):
         self._graph, self._weights_tree, self._mesh = graph, weights_tree, mesh
-        self._page_size, self._max_decode_steps = page_size, max_decode_steps
+        self._layout, self._page_size, self._max_decode_steps = layout, layout.page_size, max_decode_steps
         self._attention_backend = attention_backend
         self._max_logprobs = min(max_logprobs, config.vocab_size)
 
@@ -81,12 +80,12 @@ class Programs:
         """`batch.steps` new tokens for each slot of the batch, `max_decode_steps` at most."""
         slots = state.slots
         last_page = jnp.maximum(batch.positions + batch.counts - 1, 0) // self._page_size
-        opens = jnp.where(batch.new_pages >= 0, batch.slots, len(slots.last_token))
-        table = slots.page_table.at[opens, last_page].set(batch.new_pages, mode="drop")
-        state = state._replace(slots=slots._replace(page_table=table))
+        opens = jnp.where(batch.new_pages[0] >= 0, batch.slots, len(slots.last_token))
+        tables = slots.page_tables.at[:, opens, last_page].set(batch.new_pages, mode="drop")
+        state = state._replace(slots=slots._replace(page_tables=tables))
         if self._max_decode_steps == 1:
-            state, token_ids, logprobs = self._decode_one(weights, state, batch.slots, batch.positions, batch.needs)
-            return state, StepResult(token_ids[None], logprobs, None)
+            state, token_ids, logprobs = self._decode_one(weights, state, batch)
+            return state, StepResult(token_ids[None], logprobs, None, None)
 
         stops = slots.sampling.stop_token_ids[batch.slots]
         rows = len(batch.slots)
@@ -97,37 +96,32 @@ class Programs:
             # A row that has ended is padding from there on.
             row_slots = jnp.where(going, batch.slots, len(slots.last_token))
             positions = jnp.where(going, batch.positions + step, -1)
-            state, token_ids, logprobs = self._decode_one(weights, state, row_slots, positions, batch.needs)
+            token_batch = batch._replace(slots=row_slots, positions=positions)
+            state, token_ids, logprobs = self._decode_one(weights, state, token_batch)
             going = going & (token_ids[:, None] != stops).all(axis=1)
             return state, going, found.at[step].set(token_ids), logprobs
 
-        shapes = jax.eval_shape(self._decode_one, weights, state, batch.slots, batch.positions, batch.needs)[2]
+        shapes = jax.eval_shape(self._decode_one, weights, state, batch)[2]
         no_logprobs = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         found = jnp.zeros((self._max_decode_steps, rows), jnp.int32)
         carry = (state, jnp.ones(rows, bool), found, no_logprobs)
         state, _, found, logprobs = jax.lax.fori_loop(0, batch.steps, one_more, carry)
-        return state, StepResult(found, logprobs, None)
+        return state, StepResult(found, logprobs, None, None)
 
     def _decode_one(
-        self,
-        weights: list[jax.Array],
-        state: DeviceState,
-        row_slots: jax.Array,
-        positions: jax.Array,
-        needs: jax.Array,
+        self, weights: list[jax.Array], state: DeviceState, batch: DecodeArrays
     ) -> tuple[DeviceState, jax.Array, LogprobRows]:
-        """One new token for each of `row_slots`, whose newest tokens are at `positions`."""
+        """One new token for each slot of the batch, whose newest tokens are at its positions."""
         model = self._model(weights)
         slots = state.slots
-        rows = slots.page_table[row_slots]
-        lengths = positions + 1  # padding: 0
-        attend = self._attend(state.cache, DecodeRows(rows, lengths), rows, jnp.arange(len(lengths)), positions)
-        hidden = model(slots.last_token[row_slots], positions, attend)
-        sampling = jax.tree.map(lambda settings: settings[row_slots], slots.sampling)
-        token_ids, logprobs, vocab = self._sample(
-            model, hidden, lengths, row_slots, row_slots, sampling, slots.vocab, needs
-        )
-        last_token = slots.last_token.at[row_slots].set(token_ids, mode="drop")
+        lengths = batch.positions + 1  # padding: 0
+        page_tables = slots.page_tables[:, batch.slots]
+        places = self._places(state.cache, page_tables, jnp.arange(len(lengths)), batch.positions)
+        attend = self._attend(state.cache, DecodeRows(lengths), places)
+        hidden = model(slots.last_token[batch.slots], batch.positions, attend)
+        sampling = jax.tree.map(lambda settings: settings[batch.slots], slots.sampling)
+        token_ids, logprobs, vocab = self._sample(model, hidden, lengths, batch.slots, sampling, slots.vocab, batch)
+        last_token = slots.last_token.at[batch.slots].set(token_ids, mode="drop")
         state = DeviceState(attend.cache, slots._replace(last_token=last_token, vocab=vocab))
         return state, token_ids, logprobs
 
@@ -137,16 +131,10 @@ class Programs:
         """Chunks of several prompts; a new token for each that ends here."""
         model = self._model(weights)
         slots = state.slots
-        attend = self._attend(
-            state.cache,
-            PrefillRows(batch.page_table, batch.tiles),
-            batch.page_table,
-            batch.rows,
-            batch.positions,
-            tile_size,
-        )
+        places = self._places(state.cache, batch.page_table, batch.rows, batch.positions)
+        attend = self._attend(state.cache, PrefillRows(batch.tiles), places, tile_size)
         hidden = model(batch.token_ids, batch.positions, attend)
-        table = slots.page_table.at[batch.slots].set(batch.page_table, mode="drop")
+        tables = slots.page_tables.at[:, batch.slots].set(batch.page_table, mode="drop")
         sampling = jax.tree.map(
             lambda kept, new: kept.at[batch.slots].set(new, mode="drop"), slots.sampling, batch.sampling
         )
@@ -154,48 +142,69 @@ class Programs:
             model,
             hidden[batch.last_tokens],
             batch.lengths,
-            batch.slots,
             batch.sampling_slots,
             batch.sampling,
             slots.vocab,
-            batch.needs,
+            batch,
         )
         last_token = slots.last_token.at[batch.sampling_slots].set(token_ids, mode="drop")
-        prompt_logprobs = self._prompt_logprobs(model, hidden, batch)
-        state = DeviceState(attend.cache, SlotState(last_token, table, sampling, vocab))
-        return state, StepResult(token_ids, logprobs, prompt_logprobs)
+        result = StepResult(
+            token_ids, logprobs, self._prompt_logprobs(model, hidden, batch), self._hidden(hidden, batch)
+        )
+        state = DeviceState(attend.cache, SlotState(last_token, tables, sampling, vocab))
+        return state, result
 
     @staticmethod
     def load_vocab_row(vocab: VocabState, row: VocabRow) -> VocabState:
         """Put a sequence's penalties and bias into its slot."""
-        return VocabState(*(kept.at[row.slot].set(new) for kept, new in zip(vocab, row[1:], strict=True)))
+        return vocab._replace(
+            prompt_tokens=vocab.prompt_tokens.at[row.slot].set(row.prompt_tokens),
+            output_counts=vocab.output_counts.at[row.slot].set(row.output_counts),
+            bias=vocab.bias.at[row.slot].set(row.bias),
+        )
+
+    @staticmethod
+    def load_masks(vocab: VocabState, masks: Masks) -> VocabState:
+        """Say which tokens may come next in some slots."""
+        return vocab._replace(allowed=vocab.allowed.at[masks.slots].set(masks.allowed, mode="drop"))
 
     def _model(self, weights: list[jax.Array]) -> Any:
         return nnx.merge(self._graph, jax.tree.unflatten(self._weights_tree, weights))
 
-    def _attend(self, cache, rows, page_table, owners, positions, tile_size=0) -> PagedAttend:
-        """Attention for tokens at `positions` of the sequences whose page table rows are `page_table[owners]`."""
-        page_ids = page_table[owners, jnp.maximum(positions, 0) // self._page_size]
+    def _places(self, cache: KVCache, page_tables: jax.Array, owners: jax.Array, positions: jax.Array) -> Places:
+        """Where tokens at `positions` go, those of the sequences whose pages are `page_tables[:, owners]`."""
+        page_ids = page_tables[:, owners, jnp.maximum(positions, 0) // self._page_size]
         page_ids = jnp.where(positions >= 0, page_ids, cache.k[0].shape[0])  # outside the pool: padding writes nothing
-        offsets = jnp.maximum(positions, 0) % self._page_size
+        return Places(page_tables, page_ids, jnp.maximum(positions, 0) % self._page_size)
+
+    def _attend(
+        self, cache: KVCache, rows: DecodeRows | PrefillRows, places: Places, tile_size: int = 0
+    ) -> PagedAttend:
         return PagedAttend(
             cache,
+            self._layout,
             rows,
-            page_ids,
-            offsets,
+            places,
             mesh=self._mesh,
             implementation=self._attention_backend,
             tile_size=tile_size,
         )
 
     def _sample(
-        self, model, hidden, lengths, slots, counted_slots, sampling, vocab, needs
+        self,
+        model: Any,
+        hidden: jax.Array,
+        lengths: jax.Array,
+        counted_slots: jax.Array,
+        sampling: SamplingRows,
+        vocab: VocabState,
+        batch: PrefillArrays | DecodeArrays,
     ) -> tuple[jax.Array, LogprobRows, VocabState]:
         """Tokens after `hidden` `[rows, hidden]`, their log-probabilities, and the counts with these tokens in."""
         logits = self._replicated(model.logits(hidden))
-        token_ids = sample(logits, lengths, slots, sampling, vocab, needs)
+        token_ids = sample(logits, lengths, batch.slots, sampling, batch.masked, vocab, batch.needs)
         logprobs = self._if_needed(
-            needs & Needs.LOGPROBS != 0, lambda: log_probabilities(logits, token_ids, self._max_logprobs)
+            batch.needs & Needs.LOGPROBS != 0, lambda: log_probabilities(logits, token_ids, self._max_logprobs)
         )
         counts = vocab.output_counts.at[counted_slots, token_ids].add(1, mode="drop")
         return token_ids, logprobs, vocab._replace(output_counts=counts)
@@ -216,8 +225,18 @@ class Programs:
 
         return self._if_needed(batch.needs & Needs.PROMPT_LOGPROBS != 0, all_blocks)
 
+    def _hidden(self, hidden: jax.Array, batch: PrefillArrays) -> HiddenRows:
+        """What embeddings are made of."""
+
+        def of_rows() -> HiddenRows:
+            real = jnp.where(batch.positions >= 0, batch.rows, len(batch.slots))
+            sums = jax.ops.segment_sum(hidden.astype(jnp.float32), real, len(batch.slots))
+            return HiddenRows(self._replicated(sums), self._replicated(hidden[batch.last_tokens].astype(jnp.float32)))
+
+        return self._if_needed(batch.needs & Needs.HIDDEN != 0, of_rows)
+
     @staticmethod
-    def _if_needed(condition: jax.Array, compute: Callable[[], LogprobRows]) -> LogprobRows:
+    def _if_needed[T](condition: jax.Array, compute: Callable[[], T]) -> T:
         """`compute()`, or zeros of the same shapes."""
         shapes = jax.eval_shape(compute)
         return jax.lax.cond(condition, compute, lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))

@@ -13,12 +13,13 @@ from jaxserve.checkpoint.exchange import Handover, match, place_like
 from jaxserve.models.config import ModelConfig
 from jaxserve.parallel.mesh import sharding
 from jaxserve.runner.buckets import Buckets, PrefillBucket
+from jaxserve.runner.cache_layout import CacheLayout
 from jaxserve.runner.compilation import compile_all
 from jaxserve.runner.kv_cache import KVCache
 from jaxserve.runner.memory import array_bytes
 from jaxserve.runner.program_cache import ProgramCache
 from jaxserve.runner.programs import DeviceState, Programs, SlotState
-from jaxserve.runner.step_batch import DecodeArrays, PrefillArrays, StepBatch, StepResult, VocabRow
+from jaxserve.runner.step_batch import DecodeArrays, Masks, Needs, PrefillArrays, StepBatch, StepResult, VocabRow
 
 
 class Runner:
@@ -36,9 +37,9 @@ class Runner:
         config: ModelConfig,
         mesh: Mesh,
         buckets: Buckets,
+        layout: CacheLayout,
         *,
         num_pages: int,
-        page_size: int,
         max_logprobs: int,
         max_decode_steps: int,
         attention_backend: str,
@@ -48,21 +49,25 @@ class Runner:
         self._weights: list[jax.Array] = []
         self._unread_bytes = 0 if config.tie_word_embeddings else array_bytes(shapes["embedding"])
         self._config = config
-        self._buckets = buckets
+        self._buckets, self._layout = buckets, layout
         self._mesh = mesh
         dtype = self._shapes[0].dtype
         self.state = DeviceState(
-            KVCache.empty(config, num_pages=num_pages, page_size=page_size, dtype=dtype, mesh=mesh),
+            KVCache.empty(config, layout, num_pages=num_pages, dtype=dtype, mesh=mesh),
             SlotState.empty(
-                slots=buckets.max_num_seqs, max_pages=buckets.max_pages, vocab_size=config.vocab_size, mesh=mesh
+                slots=buckets.max_num_seqs,
+                groups=len(layout.windows),
+                max_pages=buckets.max_pages,
+                vocab_size=config.vocab_size,
+                mesh=mesh,
             ),
         )
         self._programs = Programs(
             graph,
             self._weights_tree,
             config,
+            layout,
             mesh,
-            page_size=page_size,
             max_logprobs=max_logprobs,
             max_decode_steps=max_decode_steps,
             attention_backend=attention_backend,
@@ -75,8 +80,8 @@ class Runner:
             config,
             mesh.shape,
             [(shape.shape, shape.dtype.name, shape.sharding.spec) for shape in self._shapes],
-            (num_pages, page_size, max_logprobs, max_decode_steps, attention_backend),
-            (buckets.max_num_seqs, buckets.max_pages),
+            (num_pages, max_logprobs, max_decode_steps, attention_backend),
+            (buckets.max_num_seqs, buckets.max_pages, layout),
         )
 
     def compile(self, on_compiled: Callable[[int, int], None] = lambda done, total: None) -> None:
@@ -85,7 +90,7 @@ class Runner:
         programs: dict[Any, Callable[[], jax.stages.Compiled]] = {}
         programs |= {bucket: partial(self._compile_decode, bucket) for bucket in reversed(self._buckets.decode)}
         programs |= {bucket: partial(self._compile_prefill, bucket) for bucket in reversed(self._buckets.prefill)}
-        programs |= {VocabRow: self._compile_vocab_row}
+        programs |= {VocabRow: self._compile_vocab_row, Masks: self._compile_masks}
         tasks = [partial(self._cache.get, repr(key), compile_) for key, compile_ in programs.items()]
         self._compiled = dict(zip(programs, compile_all(tasks, on_compiled), strict=True))
 
@@ -95,8 +100,8 @@ class Runner:
 
     def dispatch(self, batch: StepBatch) -> StepResult:
         """Start one step; the result's arrays are on the device, under way."""
-        for row in batch.vocab_rows:
-            vocab = self._compiled[VocabRow](self.state.slots.vocab, row)
+        for loaded in (*batch.vocab_rows, *batch.masks):
+            vocab = self._compiled[type(loaded)](self.state.slots.vocab, loaded)
             self.state = self.state._replace(slots=self.state.slots._replace(vocab=vocab))
         arrays = batch.arrays
         key = len(arrays.slots) if isinstance(arrays, DecodeArrays) else self._prefill_bucket(arrays)
@@ -118,7 +123,7 @@ class Runner:
     def kv_bytes_per_token(self) -> int:
         """Bytes of one position's keys and values in all layers."""
         pages, _, page_size, _ = self.state.cache.k[0].shape
-        return array_bytes(self.state.cache) // (pages * page_size)
+        return array_bytes(self.state.cache) // (pages * page_size * self._layout.num_arrays) * self._config.num_layers
 
     @property
     def weights(self) -> nnx.State:
@@ -139,13 +144,14 @@ class Runner:
             self._weights[number] = place_like(handover, self._weights[number])
 
     @staticmethod
-    def collect(result: StepResult, *, logprobs: bool, prompt_logprobs: bool) -> StepResult:
-        """Wait for a step and read what is wanted of it, as numpy arrays."""
+    def collect(result: StepResult, needs: int) -> StepResult:
+        """Wait for a step and read what is wanted of it, a `Needs` value, as numpy arrays."""
         return jax.device_get(
             StepResult(
                 result.token_ids,
-                result.logprobs if logprobs else None,
-                result.prompt_logprobs if prompt_logprobs else None,
+                result.logprobs if needs & Needs.LOGPROBS else None,
+                result.prompt_logprobs if needs & Needs.PROMPT_LOGPROBS else None,
+                result.hidden if needs & Needs.HIDDEN else None,
             )
         )
 
@@ -160,13 +166,17 @@ class Runner:
         return self._buckets.prefill_for(len(arrays.token_ids), len(arrays.slots))
 
     def _compile_decode(self, rows: int) -> jax.stages.Compiled:
-        return self._compile(self._programs.decode, DecodeArrays.padding(rows, max_num_seqs=self._buckets.max_num_seqs))
+        sizes = {"max_num_seqs": self._buckets.max_num_seqs, "groups": len(self._layout.windows)}
+        return self._compile(self._programs.decode, DecodeArrays.padding(rows, **sizes))
 
     def _compile_prefill(self, bucket: PrefillBucket) -> jax.stages.Compiled:
-        sizes = {"max_num_seqs": self._buckets.max_num_seqs, "max_pages": self._buckets.max_pages}
-        return self._compile(
-            partial(self._programs.prefill, tile_size=bucket.tile_size), PrefillArrays.padding(bucket, **sizes)
+        arrays = PrefillArrays.padding(
+            bucket,
+            max_num_seqs=self._buckets.max_num_seqs,
+            groups=len(self._layout.windows),
+            max_pages=self._buckets.max_pages,
         )
+        return self._compile(partial(self._programs.prefill, tile_size=bucket.tile_size), arrays)
 
     def _compile(self, program: Callable, arrays: PrefillArrays | DecodeArrays) -> jax.stages.Compiled:
         # Outputs lie as the inputs they replace, so that each step's result fits the next step's program.
@@ -177,7 +187,15 @@ class Runner:
             return step.lower(self._shapes, self.state, arrays).compile()
 
     def _compile_vocab_row(self) -> jax.stages.Compiled:
-        size, whole = self._vocab_size, sharding(self._mesh)
+        size = self._vocab_size
         row = VocabRow(np.int32(0), np.zeros(size, bool), np.zeros(size, np.int32), np.zeros(size, np.float32))
-        load = jax.jit(Programs.load_vocab_row, donate_argnums=0, in_shardings=(None, whole), out_shardings=whole)
-        return load.lower(self.state.slots.vocab, row).compile()
+        return self._compile_loading(Programs.load_vocab_row, row)
+
+    def _compile_masks(self) -> jax.stages.Compiled:
+        sizes = {"max_num_seqs": self._buckets.max_num_seqs, "vocab_size": self._vocab_size}
+        return self._compile_loading(Programs.load_masks, Masks.padding(**sizes))
+
+    def _compile_loading(self, load: Callable, loaded: VocabRow | Masks) -> jax.stages.Compiled:
+        whole = sharding(self._mesh)
+        program = jax.jit(load, donate_argnums=0, in_shardings=(None, whole), out_shardings=whole)
+        return program.lower(self.state.slots.vocab, loaded).compile()

@@ -11,30 +11,45 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxserve.runner.step_batch import LogprobRows, Needs, SamplingRows
+from jaxserve.runner.step_batch import LogprobRows, Needs, SamplingRows, mask_words
 
 _BANNED = -jnp.inf
 
 
 class VocabState(NamedTuple):
-    """What each slot keeps per vocabulary entry; of use to rows with penalties or a bias only."""
+    """What each slot keeps per vocabulary entry; of use to rows with penalties, a bias or a mask only."""
 
     prompt_tokens: jax.Array  # bool [slots, vocab]
     output_counts: jax.Array  # int32 [slots, vocab]
     bias: jax.Array  # float32 [slots, vocab]
+    allowed: jax.Array  # uint32 [slots, vocab / 32], rounded up: a bit for each token that may come next
+
+    @classmethod
+    def empty(cls, slots: int, vocab_size: int) -> "VocabState":
+        shape = slots, vocab_size
+        masks = jnp.zeros((slots, mask_words(vocab_size)), jnp.uint32)
+        return cls(jnp.zeros(shape, bool), jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32), masks)
 
 
 def sample(
-    logits: jax.Array, lengths: jax.Array, slots: jax.Array, rows: SamplingRows, vocab: VocabState, needs: jax.Array
+    logits: jax.Array,
+    lengths: jax.Array,
+    slots: jax.Array,
+    rows: SamplingRows,
+    masked: jax.Array,
+    vocab: VocabState,
+    needs: jax.Array,
 ) -> jax.Array:
     """The next token of each row: int32 `[rows]`.
 
     `logits` float32 `[rows, vocab]`, `lengths` int32 `[rows]` (tokens so far, which is the new token's position),
-    `slots` int32 `[rows]`, `rows` the settings of each row, `needs` a `Needs` value.
+    `slots` int32 `[rows]`, `rows` the settings of each row, `masked` bool `[rows]` (only tokens that its slot allows),
+    `needs` a `Needs` value.
     """
     logits = jax.lax.cond(
         needs & Needs.ADJUST != 0, _adjust, lambda logits, *_: logits, logits, lengths, slots, rows, vocab
     )
+    logits = jax.lax.cond(needs & Needs.MASK != 0, _mask, lambda logits, *_: logits, logits, slots, masked, vocab)
     greedy = _first_largest(logits)
 
     def draw() -> jax.Array:
@@ -67,6 +82,14 @@ def _adjust(
     too_short = (lengths < rows.min_length)[:, None]
     banned = jnp.where(too_short & (rows.stop_token_ids >= 0), rows.stop_token_ids, logits.shape[-1])
     return penalised.at[jnp.arange(len(slots))[:, None], banned].set(_BANNED, mode="drop")
+
+
+def _mask(logits: jax.Array, slots: jax.Array, masked: jax.Array, vocab: VocabState) -> jax.Array:
+    """Nothing but what a masked row's slot allows."""
+    words = vocab.allowed[slots]
+    bits = words[..., None] >> jnp.arange(32, dtype=jnp.uint32) & 1
+    allowed = bits.reshape(len(slots), -1)[:, : logits.shape[-1]] != 0
+    return jnp.where(allowed | ~masked[:, None], logits, _BANNED)
 
 
 def _filter(probabilities: jax.Array, rows: SamplingRows) -> jax.Array:

@@ -51,9 +51,9 @@ class SimulatedRunner:
         self._busy_until = max(self._now, self._busy_until) + self._cost.seconds(batch)
         rows = len(batch.arrays.slots)
         shape = (self._max_decode_steps, rows) if isinstance(batch.arrays, DecodeArrays) else rows
-        return StepResult(_Due(self._busy_until, np.full(shape, self._token_id, np.int32)), None, None)
+        return StepResult(_Due(self._busy_until, np.full(shape, self._token_id, np.int32)), None, None, None)
 
-    def collect(self, result: StepResult, *, logprobs: bool, prompt_logprobs: bool) -> StepResult:
+    def collect(self, result: StepResult, needs: int) -> StepResult:
         due: _Due = result.token_ids
         self.wait_until(due.time)
         return result._replace(token_ids=due.token_ids)

@@ -13,7 +13,15 @@ import numpy as np
 from jaxserve.runner.buckets import PrefillBucket
 from jaxserve.sampling_params import MAX_STOP_TOKEN_IDS
 
+MASKS_AT_ONCE = 16  # put in place by one program
+MASK_WORD_BITS = 32
+
 Array = Any  # of numpy on the host; the same records hold JAX's on the device
+
+
+def mask_words(vocab_size: int) -> int:
+    """Words of a mask, which has a bit for each token id."""
+    return -(-vocab_size // MASK_WORD_BITS)
 
 
 class Needs(enum.IntFlag):
@@ -24,6 +32,8 @@ class Needs(enum.IntFlag):
     ADJUST = 4  # penalties, logit bias or min_tokens
     LOGPROBS = 8
     PROMPT_LOGPROBS = 16
+    MASK = 32  # only some tokens may come next
+    HIDDEN = 64  # hidden states, for embeddings
 
 
 class SamplingRows(NamedTuple):
@@ -68,6 +78,19 @@ class VocabRow(NamedTuple):
     bias: Array  # float32 [vocab]
 
 
+class Masks(NamedTuple):
+    """Which tokens may come next in some slots: a bit for each token id, `MASKS_AT_ONCE` slots at a time."""
+
+    slots: Array  # int32 [MASKS_AT_ONCE]
+    allowed: Array  # uint32 [MASKS_AT_ONCE, words]
+
+    @classmethod
+    def padding(cls, *, max_num_seqs: int, vocab_size: int) -> "Masks":
+        """Masks of no slot."""
+        words = mask_words(vocab_size)
+        return cls(np.full(MASKS_AT_ONCE, max_num_seqs, np.int32), np.zeros((MASKS_AT_ONCE, words), np.uint32))
+
+
 class PrefillArrays(NamedTuple):
     """`T` tokens of up to `R` sequences, one after the other on a flat axis."""
 
@@ -79,13 +102,14 @@ class PrefillArrays(NamedTuple):
     sampling_slots: Array  # int32 [R]: the slot where this step reaches the sequence's end, else padding
     last_tokens: Array  # int32 [R]: flat index of each sequence's last token here
     lengths: Array  # int32 [R]: tokens of each sequence after this step
-    page_table: Array  # int32 [R, max_pages]
+    page_table: Array  # int32 [groups of layers, R, max_pages]
     tiles: Array  # int32 [4, tiles], as `prefill_tiles` makes them
     sampling: SamplingRows  # [R]
+    masked: Array  # bool [R]: only the tokens of the slot's mask may come next
     needs: Array  # int32 []
 
     @classmethod
-    def padding(cls, bucket: PrefillBucket, *, max_num_seqs: int, max_pages: int) -> "PrefillArrays":
+    def padding(cls, bucket: PrefillBucket, *, max_num_seqs: int, groups: int, max_pages: int) -> "PrefillArrays":
         """A batch of `bucket`'s sizes that does nothing."""
         tokens, rows = bucket.tokens, bucket.rows
         return cls(
@@ -97,9 +121,10 @@ class PrefillArrays(NamedTuple):
             sampling_slots=np.full(rows, max_num_seqs, np.int32),
             last_tokens=np.zeros(rows, np.int32),
             lengths=np.zeros(rows, np.int32),
-            page_table=np.full((rows, max_pages), -1, np.int32),
+            page_table=np.full((groups, rows, max_pages), -1, np.int32),
             tiles=np.zeros((4, bucket.tiles), np.int32),
             sampling=SamplingRows.empty(rows),
+            masked=np.zeros(rows, bool),
             needs=np.zeros((), np.int32),
         )
 
@@ -110,28 +135,31 @@ class DecodeArrays(NamedTuple):
     slots: Array  # int32 [B]
     positions: Array  # int32 [B]: of the newest token, which goes in first
     counts: Array  # int32 [B]: tokens wanted at most; a stop token ends a row earlier
-    new_pages: Array  # int32 [B]: the page that the last of these tokens opens, or -1
+    new_pages: Array  # int32 [groups of layers, B]: the page that the last of these tokens opens, or -1
+    masked: Array  # bool [B]: only the tokens of the slot's mask may come next
     steps: Array  # int32 []: the largest count
     needs: Array  # int32 []
 
     @classmethod
-    def padding(cls, rows: int, *, max_num_seqs: int) -> "DecodeArrays":
+    def padding(cls, rows: int, *, max_num_seqs: int, groups: int) -> "DecodeArrays":
         """A batch of `rows` rows that does nothing."""
         return cls(
             slots=np.full(rows, max_num_seqs, np.int32),
             positions=np.full(rows, -1, np.int32),
             counts=np.zeros(rows, np.int32),
-            new_pages=np.full(rows, -1, np.int32),
+            new_pages=np.full((groups, rows), -1, np.int32),
+            masked=np.zeros(rows, bool),
             steps=np.ones((), np.int32),
             needs=np.zeros((), np.int32),
         )
 
 
 class StepBatch(NamedTuple):
-    """One step. `vocab_rows` are put in place before it; the first `num_rows` rows are not padding."""
+    """One step. `vocab_rows` and `masks` are put in place before it; the first `num_rows` rows are not padding."""
 
     arrays: PrefillArrays | DecodeArrays
     vocab_rows: list[VocabRow]
+    masks: list[Masks]
     num_rows: int
 
 
@@ -144,6 +172,13 @@ class LogprobRows(NamedTuple):
     top_logprobs: Array  # float32 [rows, max_logprobs]
 
 
+class HiddenRows(NamedTuple):
+    """The model's last hidden states, after its final norm, of the tokens that a prefill step computed of each row."""
+
+    sums: Array  # float32 [R, hidden]
+    last: Array  # float32 [R, hidden]: of the last of these tokens
+
+
 class StepResult(NamedTuple):
     """What one step sampled, a row for each row of the batch.
 
@@ -153,3 +188,4 @@ class StepResult(NamedTuple):
     token_ids: Array  # int32 [R] or [max_decode_steps, B]
     logprobs: LogprobRows | None  # [R] or [B]
     prompt_logprobs: LogprobRows | None  # [T], of `next_token_ids`
+    hidden: HiddenRows | None  # [R], of a prefill step

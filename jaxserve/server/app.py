@@ -16,6 +16,8 @@ from jaxserve.server.keys import ApiKeys, RequireKey
 from jaxserve.server.request_log import RequestLog
 from jaxserve.server.routes.chat import Chat
 from jaxserve.server.routes.completions import Completions
+from jaxserve.server.routes.messages import Messages
+from jaxserve.server.routes.responses import Responses
 from jaxserve.server.routes.served import Served
 from jaxserve.server.routes.status import Status
 
@@ -33,10 +35,15 @@ def build_app(
             yield
 
     served = Served(engine, served_model_name)
-    status = Status(served)
+    status, responses, messages = Status(served), Responses(served), Messages(served)
     routes = [
         Route("/v1/completions", Completions(served).create, methods=["POST"]),
         Route("/v1/chat/completions", Chat(served).create, methods=["POST"]),
+        Route("/v1/responses", responses.create, methods=["POST"]),
+        Route("/v1/responses/{response_id}", responses.retrieve, methods=["GET"]),
+        Route("/v1/responses/{response_id}", responses.delete, methods=["DELETE"]),
+        Route("/v1/messages", messages.create, methods=["POST"]),
+        Route("/v1/messages/count_tokens", messages.count_tokens, methods=["POST"]),
         Route("/v1/models", status.models, methods=["GET"]),
         Route("/health", status.health, methods=["GET"]),
         Route("/ready", status.ready, methods=["GET"]),

@@ -18,7 +18,7 @@ from sse_starlette.sse import AppStatus
 
 from jaxserve.checkpoint.tokenizer import import_tokenizers, load_tokenizer
 from jaxserve.config import EngineConfig
-from jaxserve.engine.input_processor import InputProcessor
+from jaxserve.engine.input_processor import InputProcessor, chat_format
 from jaxserve.errors import InputError
 from jaxserve.progress import ProgressBars
 from jaxserve.server import logs
@@ -55,7 +55,9 @@ def run(config: EngineConfig, server: ServerConfig) -> None:
             raise SystemExit(f"jaxserve: {error}") from None
         logger.info(ready.attention)
         importing.join()
-        engine = EngineClient(core.channel, ready, InputProcessor(_tokenizer(ready), ready.limits), server)
+        tokenizer = _tokenizer(ready)
+        inputs = InputProcessor(tokenizer, ready.limits, chat_format(tokenizer, ready.config))
+        engine = EngineClient(core.channel, ready, inputs, server)
         _Server(engine, server, keys).run(sockets=[listener])
         if engine.has_failed:
             raise SystemExit(f"jaxserve: the engine process {core.end()}, and the server with it")

@@ -236,9 +236,8 @@ def _sample(logits: np.ndarray, needs: Needs, seeds: np.ndarray | None = None, *
         getattr(rows, name)[:] = value
     if seeds is not None:
         rows = rows._replace(seed=seeds)
-    vocab = VocabState(*(jnp.zeros((1, logits.shape[1]), dtype) for dtype in (bool, jnp.int32, jnp.float32)))
-    zeros = np.zeros(count, np.int32)
-    return np.asarray(jax.jit(sample)(logits, zeros, zeros, rows, vocab, np.int32(needs)))
+    zeros, masked, vocab = np.zeros(count, np.int32), np.zeros(count, bool), VocabState.empty(1, logits.shape[1])
+    return np.asarray(jax.jit(sample)(logits, zeros, zeros, rows, masked, vocab, np.int32(needs)))
 
 
 def _greedy() -> Row:

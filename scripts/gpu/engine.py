@@ -208,15 +208,15 @@ class _Run:
         if batch * each > config.num_pages:
             raise NotRun(f"its keys and values take {batch * each:,} pages, and the pool has {config.num_pages:,}")
         slots = runner.state.slots
-        table = np.full(slots.page_table.shape, -1, np.int32)
-        table[:batch, :each] = (
+        tables = np.full(slots.page_tables.shape, -1, np.int32)
+        tables[0, :batch, :each] = (
             np.random.default_rng(0).permutation(config.num_pages)[: batch * each].reshape(batch, each)
         )
-        slots = slots._replace(page_table=jax.device_put(table, slots.page_table.sharding))
+        slots = slots._replace(page_tables=jax.device_put(tables, slots.page_tables.sharding))
         runner.state = runner.state._replace(slots=slots)
         rows = np.arange(batch, dtype=np.int32)
         ones = np.ones(batch, np.int32)
-        return self.engine.builder.build(Decode([], rows, (context - 1) * ones, ones, -ones, steps=1, needs=0))
+        return self.engine.builder.build(Decode([], rows, (context - 1) * ones, ones, -ones[None], steps=1, needs=0))
 
     @staticmethod
     def _request(prompt: list[int], slot: int) -> Request:
@@ -247,7 +247,7 @@ class _Run:
         config, model = self.engine.config, self.engine.model_config
         prompt = np.random.default_rng(0).integers(model.vocab_size, size=tokens).tolist()
         request = self._request(prompt, slot=0)
-        request.pages = list(range(-(-tokens // config.page_size)))
+        request.pages = [list(range(-(-tokens // config.page_size)))]
         batch = self.engine.builder.build(Prefill([Chunk(request, 0, tokens, samples=True, first=True)]))
         seconds = self._device_seconds(batch)
         # Two operations a weight and token but in the head, which sees one token; four for what a query sees of a key.

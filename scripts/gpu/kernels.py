@@ -320,7 +320,7 @@ def _sampling(batch: int, needs: Needs, best: Callable) -> Row:
     rows = SamplingRows.empty(batch)._replace(
         temperature=np.full(batch, 0.8, np.float32), top_p=np.full(batch, 0.9, np.float32)
     )
-    vocab = VocabState(*(jnp.zeros((1, vocab_size), dtype) for dtype in (bool, jnp.int32, jnp.float32)))
+    masked, vocab = np.zeros(batch, bool), VocabState.empty(1, vocab_size)
     slots = np.zeros(batch, np.int32)
 
     def step(index, logits, constants):
@@ -329,5 +329,5 @@ def _sampling(batch: int, needs: Needs, best: Callable) -> Row:
 
     logits = ceilings.random_array(3, (batch, vocab_size), 3.0, jnp.float32)
     moved = logits.nbytes
-    seconds = loop_seconds(step, logits, (rows, vocab), expected=moved / best()["read"] + 2e-5)
+    seconds = loop_seconds(step, logits, (rows, masked, vocab), expected=moved / best()["read"] + 2e-5)
     return _memory_row(seconds, moved, best)

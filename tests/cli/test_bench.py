@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from jaxserve import CompletionOutput, RequestOutput
+from jaxserve.checkpoint.huggingface import read_config
 from jaxserve.cli.bench import bandwidth, measurement
 from jaxserve.cli.bench.bandwidth import decode_bandwidth
 from jaxserve.cli.bench.measurement import Step, StepRecorder, request_times, step_times, summary, token_rates
 from jaxserve.cli.main import main
+from jaxserve.models.registry import model_config
 from jaxserve.outputs import RequestMetrics
 from jaxserve.runner.step_batch import DecodeArrays, StepBatch
 from tests.models.cases import CASES, make_tensors, write_checkpoint
@@ -61,18 +63,19 @@ def test_bandwidth_is_weights_and_live_positions_over_the_decode_steps():
     assert decode_bandwidth(STEPS[:1], weight_bytes=1, kv_bytes_per_token=1, memory_bytes_per_second=1) is None
 
 
-def test_the_recorder_counts_rows_and_positions(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("windows", "read"), [((None,), 28), ((None, 6), (28 + 23) / 2), ((1,), 4)])
+def test_the_recorder_counts_rows_and_positions(monkeypatch: pytest.MonkeyPatch, windows, read):
     clock = iter([10.0, 10.5, 12.0])
     monkeypatch.setattr(measurement.time, "perf_counter", lambda: next(clock))
     positions = np.array([4, 9, -1, -1], np.int32)  # two rows, of 5 and 10 positions, and padding
-    arrays = DecodeArrays.padding(4, max_num_seqs=4)
+    arrays = DecodeArrays.padding(4, max_num_seqs=4, groups=1)
     arrays.counts[:] = [3, 1, 0, 0]
-    batch = StepBatch(arrays._replace(positions=positions, steps=np.int32(3)), [], 2)
-    recorder = StepRecorder()
+    batch = StepBatch(arrays._replace(positions=positions, steps=np.int32(3)), [], [], 2)
+    recorder = StepRecorder(windows)
     recorder.begin()
     recorder(batch)
     recorder(batch)
-    assert recorder.steps == [Step(True, 0.5, 2, 4, 28, 3), Step(True, 1.5, 2, 4, 28, 3)]
+    assert recorder.steps == [Step(True, 0.5, 2, 4, read, 3), Step(True, 1.5, 2, 4, read, 3)]
 
 
 def parameters_read(case: str) -> int:
@@ -177,3 +180,16 @@ def test_contexts_are_measured_alone_and_beside_short_requests(tmp_path: Path, c
 
     assert main(["bench", "context", *words, "--max-model-len", "50"]) == 2
     assert "takes 104 tokens" in capsys.readouterr().err
+
+
+def test_bench_pages_counts_what_a_window_lets_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_checkpoint("gemma-3", tmp_path) / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 8192}))
+    flags = ["--page-size", "16", "--max-num-batched-tokens", "64", "--output-json", str(tmp_path / "pages.json")]
+    assert main(["bench", "pages", "--model", str(tmp_path), "--length", "32", "8192", "100000", *flags]) == 0
+    short, long = json.loads((tmp_path / "pages.json").read_text())["rows"]
+    assert (short["length"], long["length"]) == (32, 8192)  # the model has no positions for the third
+    windows = [kind.window for kind in model_config(read_config(tmp_path)).layer_kinds]
+    share = long["bytes"] / long["bytes_without_windows"]
+    assert windows.count(None) / len(windows) < share < windows.count(None) / len(windows) + 0.1
+    assert "that keep everything" in capsys.readouterr().out

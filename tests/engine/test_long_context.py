@@ -16,7 +16,7 @@ def test_a_longer_context_takes_no_more_working_memory(tmp_path: Path, tiny_llm:
     config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": LONG}))
     settings = SMALL | {"dtype": "float32", "skip_tokenizer_init": True, "max_model_len": LONG}
     with LLM(str(tmp_path), progress=False, **settings) as llm:
-        table_rows = 4 * llm.engine.runner.state.slots.page_table.nbytes
+        table_rows = 4 * llm.engine.runner.state.slots.page_tables.nbytes
         found = llm.engine.runner.temporary_bytes
     keys_and_values = 2 * 2 * 2 * 64 * 4 * LONG  # of one sequence so long, which a program must not copy
     short = tiny_llm().engine.runner.temporary_bytes

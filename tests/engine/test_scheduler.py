@@ -7,16 +7,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxserve.engine.page_pool import PagePool, page_keys, root_key
+from jaxserve.engine.page_pool import NO_PAGE, PagePool, page_keys, root_key
+from jaxserve.engine.page_tables import PageTables
 from jaxserve.engine.request import Request, State
 from jaxserve.engine.scheduler import Decode, Prefill, Scheduler
+from jaxserve.runner.cache_layout import CacheLayout
+from jaxserve.runner.step_batch import Needs
 from jaxserve.sampling_params import SamplingParams
 
 PAGE = 4
 STOP_TOKEN = 1
 
 
-def make_request(name: str, prompt: int, max_tokens: int, arrival: int, priority: int = 0, cached: bool = True):
+def make_request(
+    name: str,
+    prompt: int,
+    max_tokens: int,
+    arrival: int,
+    priority: int = 0,
+    cached: bool = True,
+    constrained: bool = False,
+):
     return Request(
         name,
         list(range(10, 10 + prompt)),  # each prompt begins as every longer one does
@@ -27,20 +38,37 @@ def make_request(name: str, prompt: int, max_tokens: int, arrival: int, priority
         priority=priority,
         stop_token_ids=frozenset([STOP_TOKEN]),
         cache_salt=b"" if cached else None,
+        needs=int(Needs.MASK) if constrained else 0,
+        constraint=object() if constrained else None,  # type: ignore[arg-type]
     )
+
+
+def layout_of(*windows: int | None, budget: int) -> CacheLayout:
+    """Groups of layers that see so many positions."""
+    return CacheLayout(windows, (), PAGE, max(budget, PAGE))
 
 
 class Simulation:
     """An engine without a device: checks every step's promises, and hands out the tokens that come.
 
-    It keeps what each page holds: at every position, the tokens up to there.
+    It keeps what each page holds: whose layers' group, and at every position, the tokens up to there.
     """
 
-    def __init__(self, *, num_pages: int, max_num_seqs: int, budget: int, ahead: bool, burst: int = 1):
+    def __init__(
+        self,
+        *,
+        num_pages: int,
+        max_num_seqs: int,
+        budget: int,
+        ahead: bool,
+        burst: int = 1,
+        windows: tuple[int | None, ...] = (None,),
+    ):
         self.pool = PagePool(num_pages)
+        self.windows = windows
         self.budget, self.max_num_seqs, self.ahead = budget, max_num_seqs, ahead
         self.scheduler = Scheduler(
-            self.pool,
+            PageTables(self.pool, layout_of(*windows, budget=budget)),
             max_num_seqs=max_num_seqs,
             max_prefill_seqs=2,
             page_size=PAGE,
@@ -51,7 +79,7 @@ class Simulation:
         self.ended: dict[str, str] = {}
         self.dispatched: tuple[Prefill | Decode, list[list[int]]] | None = None
         self.sequences: dict[Request, list[int]] = {}  # all tokens, with those that the host has not seen
-        self.content: dict[tuple[int, int], tuple[int, ...]] = {}  # by page and offset
+        self.content: dict[tuple[int, int], tuple[int, tuple[int, ...]]] = {}  # by page and offset
 
     def add(self, request: Request) -> None:
         self.requests.append(request)
@@ -86,7 +114,7 @@ class Simulation:
                 assert 0 < chunk.count <= chunk.request.num_known - chunk.start
                 self.write(chunk.request, chunk.start, chunk.count)
             for chunk in step.chunks:  # after all have written, as in a program
-                self.check_readable(chunk.request, chunk.start + chunk.count)
+                self.check_readable(chunk.request, chunk.start, chunk.start + chunk.count)
                 assert chunk.samples == (chunk.start + chunk.count == len(self.sequences[chunk.request]))
                 sampled.append([token] if chunk.samples else [])
                 self.sequences[chunk.request] += sampled[-1]
@@ -99,10 +127,12 @@ class Simulation:
                     sampled.append([0] * count)
                     continue
                 assert position == len(self.sequences[request]) - 1
+                if request.constraint:  # which depends on all tokens before
+                    assert (request.num_known, count) == (position + 1, 1)
                 new = []
                 for _ in range(count):
                     self.write(request, len(self.sequences[request]) - 1, 1)
-                    self.check_readable(request, len(self.sequences[request]))
+                    self.check_readable(request, len(self.sequences[request]) - 1, len(self.sequences[request]))
                     new.append(token)
                     self.sequences[request].append(token)
                     if token == STOP_TOKEN:
@@ -112,18 +142,27 @@ class Simulation:
         return step, sampled
 
     def write(self, request: Request, start: int, count: int) -> None:
-        for position in range(start, start + count):
-            page = request.pages[position // PAGE]
-            self.content[page, position % PAGE] = written = tuple(self.sequences[request][: position + 1])
-            for other in self.requests:
-                if page in other.pages:
-                    assert tuple(self.sequences[other][: position + 1]) == written, "written over what another reads"
+        for group, row in enumerate(request.pages):
+            for position in range(start, start + count):
+                page = row[position // PAGE]
+                assert page != NO_PAGE
+                written = group, tuple(self.sequences[request][: position + 1])
+                self.content[page, position % PAGE] = written
+                for other in self.requests:
+                    for other_group, other_row in enumerate(other.pages):
+                        if page in other_row:
+                            held = other_group, tuple(self.sequences[other][: position + 1])
+                            assert held == written, "written over what another reads"
 
-    def check_readable(self, request: Request, length: int) -> None:
-        """Every position before `length` holds what this sequence's tokens make it hold, whoever computed it."""
-        for position in range(length):
-            found = self.content[request.pages[position // PAGE], position % PAGE]
-            assert found == tuple(self.sequences[request][: position + 1])
+    def check_readable(self, request: Request, start: int, stop: int) -> None:
+        """Every position that queries `start` to `stop` see holds what this sequence's tokens make it hold.
+
+        Whoever computed it, and in the pages of each group of layers.
+        """
+        for group, (row, window) in enumerate(zip(request.pages, self.windows, strict=True)):
+            for position in range(0 if window is None else max(0, start - window + 1), stop):
+                found = self.content[row[position // PAGE], position % PAGE]
+                assert found == (group, tuple(self.sequences[request][: position + 1]))
 
     # The engine's part
 
@@ -134,6 +173,8 @@ class Simulation:
                 if request.state is State.FINISHED:
                     break
                 request.output_token_ids.append(token)
+                if request.constraint:
+                    self.scheduler.saw_token(request)
                 if token == STOP_TOKEN:
                     self.end(request, "stop")
                 elif len(request.output_token_ids) == request.max_tokens:
@@ -141,9 +182,9 @@ class Simulation:
 
     def check_accounting(self) -> None:
         running = [request for request in self.requests if request.state is State.RUNNING]
-        held = {page for request in running for page in request.pages}
-        assert self.pool.num_held == len(held)
-        assert all(len(set(request.pages)) == len(request.pages) for request in running)
+        rows = [[page for page in row if page != NO_PAGE] for request in running for row in request.pages]
+        assert self.pool.num_held == len({page for row in rows for page in row})
+        assert all(len(set(row)) == len(row) for row in rows)
         slots = [request.slot for request in running]
         assert len(slots) == len(set(slots)) == self.scheduler.num_running <= self.max_num_seqs
         assert all(not request.pages for request in self.requests if request.state is not State.RUNNING)
@@ -156,7 +197,10 @@ class Simulation:
         raise AssertionError("the requests never end")
 
 
-arrivals = st.tuples(st.just("add"), st.integers(1, 14), st.integers(1, 10), st.integers(0, 2), st.booleans())
+LONGEST = 24
+arrivals = st.tuples(
+    st.just("add"), st.integers(1, 14), st.integers(1, LONGEST - 14), st.integers(0, 2), *[st.booleans()] * 2
+)
 steps = st.tuples(st.just("step"), st.sampled_from([7, 7, 7, STOP_TOKEN]))
 aborts = st.tuples(st.just("abort"), st.integers(0, 30))
 
@@ -164,21 +208,25 @@ aborts = st.tuples(st.just("abort"), st.integers(0, 30))
 @settings(max_examples=300, deadline=None)
 @given(
     history=st.lists(st.one_of(arrivals, steps, steps, aborts), max_size=60),
-    num_pages=st.integers(6, 14),
+    windows=st.sampled_from([(None,), (None,), (5,), (1,), (None, 3), (9, None), (6, 2, None)]),
+    spare_pages=st.integers(0, 8),
     max_num_seqs=st.integers(1, 5),
     budget=st.integers(1, 20),
     ahead=st.booleans(),
     burst=st.sampled_from([1, 1, 3, 4]),
 )
 def test_after_any_history_pages_add_up_hold_what_they_should_and_every_request_ends_exactly_once(
-    history, num_pages, max_num_seqs, budget, ahead, burst
+    history, windows, spare_pages, max_num_seqs, budget, ahead, burst
 ):
-    simulation = Simulation(num_pages=num_pages, max_num_seqs=max_num_seqs, budget=budget, ahead=ahead, burst=burst)
+    num_pages = layout_of(*windows, budget=budget).pages_of(LONGEST) + spare_pages
+    simulation = Simulation(
+        num_pages=num_pages, max_num_seqs=max_num_seqs, budget=budget, ahead=ahead, burst=burst, windows=windows
+    )
     for event, *values in history:
         if event == "add":
-            prompt, max_tokens, priority, cached = values
+            prompt, max_tokens, priority, cached, constrained = values
             index = len(simulation.requests)
-            simulation.add(make_request(str(index), prompt, max_tokens, index, priority, cached))
+            simulation.add(make_request(str(index), prompt, max_tokens, index, priority, cached, constrained))
         elif event == "step":
             simulation.step(values[0])
         elif simulation.requests:
@@ -201,8 +249,8 @@ def test_requests_that_arrive_together_share_the_prefix_that_the_first_computes(
     simulation.add(second)
     simulation.step(7)
     assert second.num_cached == 12
-    assert second.pages[:3] == first.pages[:3]
-    assert second.pages[3] != first.pages[3]
+    assert second.pages[0][:3] == first.pages[0][:3]
+    assert second.pages[0][3] != first.pages[0][3]
     simulation.drain()
     assert (simulation.scheduler.prefix_cache_queries, simulation.scheduler.prefix_cache_hits) == (28, 12)
 
@@ -286,23 +334,60 @@ def test_the_pool_refuses_what_it_does_not_hold():
 def test_the_pool_overwrites_the_least_recently_used_cached_page_first_and_a_sequences_end_before_its_beginning():
     pool = PagePool(5)
     keys = page_keys(range(4 * PAGE), PAGE)
+
+    def known() -> list[int]:
+        return [pool.page_of(0, key) for key in keys]
+
     old, new = pool.take(2), pool.take(2)
-    pool.name(old, keys[:2])
-    pool.name(new, keys[2:])
+    for page, key in zip(old + new, keys, strict=True):
+        pool.name(0, page, key)
     pool.give_back(old)
     pool.give_back(new)
     assert (pool.num_cached, pool.num_available) == (4, 5)
-    assert pool.find(keys) == old + new
+    assert known() == old + new
+    assert pool.page_of(1, keys[0]) == NO_PAGE  # another group's layers have not computed it
     pool.take(2)  # the free page, and the end of the older sequence
-    assert pool.find(keys) == old[:1]
+    assert known() == [old[0], NO_PAGE, *new]
     pool.share(old[:1])
     assert pool.num_available == 2
     pool.take(2)
-    assert pool.find(keys) == old[:1]
+    assert known() == [old[0], NO_PAGE, NO_PAGE, NO_PAGE]
     pool.forget()
-    assert pool.find(keys) == []
+    assert known() == [NO_PAGE] * 4
     pool.give_back(old[:1])
     assert (pool.num_cached, pool.num_available) == (0, 1)
+
+
+def test_layers_with_a_window_hold_no_page_that_lies_behind_it():
+    simulation = Simulation(num_pages=64, max_num_seqs=1, budget=8, ahead=True, windows=(None, 6))
+    request = make_request("a", 40, 40, 0)
+    simulation.add(request)
+    held = []
+    while simulation.step(7):
+        if request.pages:
+            rows = [[page for page in row if page != NO_PAGE] for row in request.pages]
+            held.append([len(row) for row in rows])
+    layout = layout_of(None, 6, budget=8)
+    assert max(keeping for keeping, _ in held) == layout.pages_of_group(0, 80) == 20
+    assert max(sliding for _, sliding in held) == layout.pages_of_group(1, 80) == 4
+    assert held[-1][1] == 3
+
+
+def test_a_prefix_is_found_if_all_that_its_followers_see_of_it_is_cached():
+    simulation = Simulation(num_pages=40, max_num_seqs=1, budget=64, ahead=True, windows=(None, 6))
+    simulation.add(make_request("a", 41, 2, 0))
+    simulation.drain()
+    again = make_request("b", 41, 1, 1)
+    simulation.add(again)
+    simulation.step(7)
+    assert again.num_cached == 40
+    assert [page != NO_PAGE for page in again.pages[1]] == [False] * 8 + [True] * 3  # 40 - 6 + 1 lies in page 8
+    simulation.drain()
+    # Shorter prefixes lack the pages that the window has left behind only once those are overwritten.
+    shorter = make_request("c", 25, 1, 2)
+    simulation.add(shorter)
+    simulation.step(7)
+    assert shorter.num_cached == 24
 
 
 def test_a_pages_key_stands_for_all_tokens_before_it():

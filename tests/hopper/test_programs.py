@@ -1,5 +1,6 @@
 """The whole programs that serve an 8B model, compiled for an H200: nothing copies the KV cache, and kernels attend."""
 
+import dataclasses
 import re
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +13,7 @@ import pytest
 from jaxserve.checkpoint.huggingface import abstract_model
 from jaxserve.models.config import LayerKind, ModelConfig
 from jaxserve.runner.buckets import Buckets
+from jaxserve.runner.cache_layout import CacheLayout
 from jaxserve.runner.kv_cache import KVCache
 from jaxserve.runner.programs import DeviceState, Programs, SlotState
 from jaxserve.runner.sampler import VocabState
@@ -35,55 +37,70 @@ QWEN3_8B = ModelConfig(
 CACHE = (PAGES, QWEN3_8B.num_kv_heads, PAGE_SIZE, QWEN3_8B.head_dim)
 BUCKETS = Buckets.of(max_num_seqs=SLOTS, max_num_batched_tokens=2048, max_model_len=4096, page_size=PAGE_SIZE)
 
+# Layers that share arrays, on pages of their own, and layers that do not.
+pytestmark = pytest.mark.parametrize("windows", [(None, None), (None, 1024)], ids=["full", "full-and-sliding"])
 
-def abstract_state() -> DeviceState:
+
+def layout_of(windows: tuple[int | None, ...]) -> CacheLayout:
+    sizes = {"page_size": PAGE_SIZE, "max_step_tokens": BUCKETS.prefill[-1].tokens, "max_model_len": 40960}
+    return CacheLayout.of(windows, **sizes)
+
+
+def abstract_state(layout: CacheLayout) -> DeviceState:
     array = jax.ShapeDtypeStruct
-    pages, vocab = array(CACHE, jnp.bfloat16), (SLOTS, QWEN3_8B.vocab_size)
+    pages = array(CACHE, jnp.bfloat16)
     slots = SlotState(
         array((SLOTS,), jnp.int32),
-        array((SLOTS, BUCKETS.max_pages), jnp.int32),
+        array((len(layout.windows), SLOTS, BUCKETS.max_pages), jnp.int32),
         SamplingRows.empty(SLOTS),
-        VocabState(array(vocab, jnp.bool_), array(vocab, jnp.int32), array(vocab, jnp.float32)),
+        jax.eval_shape(lambda: VocabState.empty(SLOTS, QWEN3_8B.vocab_size)),
     )
-    return DeviceState(KVCache((pages,) * LAYERS, (pages,) * LAYERS), slots)
+    return DeviceState(KVCache((pages,) * layout.num_arrays, (pages,) * layout.num_arrays), slots)
 
 
-def compiled_program(program: Callable[[Programs], Callable], batch: Any) -> Any:
+def compiled_program(program: Callable[[Programs], Callable], layout: CacheLayout, batch: Any) -> Any:
     from tests.hopper.compiler import MESH, compile_for_h200, on_h200
 
-    graph, weights = abstract_model(QWEN3_8B, jnp.bfloat16)
+    kinds = tuple(LayerKind(window=layout.windows[place.group]) for place in layout.places)
+    config = dataclasses.replace(QWEN3_8B, layer_kinds=kinds)
+    graph, weights = abstract_model(config, jnp.bfloat16)
     leaves, tree = jax.tree.flatten(weights)
-    backend = {"page_size": PAGE_SIZE, "max_logprobs": 20, "max_decode_steps": 1, "attention_backend": "mosaic_gpu"}
-    programs = Programs(graph, tree, QWEN3_8B, MESH, **backend)
-    return compile_for_h200(program(programs), *on_h200((leaves, abstract_state(), batch)), donate=(1,))
+    backend = {"max_logprobs": 20, "max_decode_steps": 1, "attention_backend": "mosaic_gpu"}
+    programs = Programs(graph, tree, config, layout, MESH, **backend)
+    return compile_for_h200(program(programs), *on_h200((leaves, abstract_state(layout), batch)), donate=(1,))
 
 
-def assert_written_in_place(compiled: Any) -> None:
+def assert_written_in_place(compiled: Any, layout: CacheLayout) -> None:
     shape = re.escape(f"bf16[{','.join(map(str, CACHE))}]")
     made_by = set(re.findall(rf"= {shape}\S* ([\w-]+)\(", compiled.text))
     assert "scatter" in made_by
     assert made_by <= {"parameter", "scatter", "fusion", "bitcast", "get-tuple-element"}
-    state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract_state()))
+    state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract_state(layout)))
     assert compiled.program.memory_analysis().alias_size_in_bytes == state_bytes
 
 
-def test_decode_writes_the_cache_in_place_and_attends_in_kernels_only():
-    compiled = compiled_program(lambda programs: programs.decode, DecodeArrays.padding(SLOTS, max_num_seqs=SLOTS))
-    assert_written_in_place(compiled)
+def test_decode_writes_the_cache_in_place_and_attends_in_kernels_only(windows):
+    layout = layout_of(windows)
+    batch = DecodeArrays.padding(SLOTS, max_num_seqs=SLOTS, groups=len(layout.windows))
+    compiled = compiled_program(lambda programs: programs.decode, layout, batch)
+    assert_written_in_place(compiled, layout)
     assert compiled.mosaic_calls == {"paged_decode_attention": LAYERS, "paged_decode_combine": LAYERS}
     assert not [kernel for kernel in compiled.kernels if kernel.spilled_bytes]
     schedules = [operands[-3:] for operands in compiled.operands("paged_decode_attention")]
     assert len(schedules) == LAYERS
-    assert all(schedule == schedules[0] for schedule in schedules), "the list of work is computed once"
+    lists = dict(zip(windows, schedules, strict=True))
+    assert [lists[window] for window in windows] == schedules, "the list of work is computed once"
 
 
-def test_prefill_writes_the_cache_in_place_and_attends_in_kernels_only():
+def test_prefill_writes_the_cache_in_place_and_attends_in_kernels_only(windows):
+    layout = layout_of(windows)
     bucket = BUCKETS.prefill[-1]
     shape = AttentionShape(32, 8, 128, 128, PAGE_SIZE, "bfloat16", tile_size=bucket.tile_size)
     if (refused := refuse_prefill(shape)) is not None:
         pytest.skip(refused)
-    batch = PrefillArrays.padding(bucket, max_num_seqs=SLOTS, max_pages=BUCKETS.max_pages)
-    compiled = compiled_program(lambda programs: partial(programs.prefill, tile_size=bucket.tile_size), batch)
-    assert_written_in_place(compiled)
+    sizes = {"groups": len(layout.windows), "max_pages": BUCKETS.max_pages}
+    batch = PrefillArrays.padding(bucket, max_num_seqs=SLOTS, **sizes)
+    compiled = compiled_program(lambda programs: partial(programs.prefill, tile_size=bucket.tile_size), layout, batch)
+    assert_written_in_place(compiled, layout)
     assert sum(compiled.mosaic_calls.values()) == LAYERS
     assert not [kernel for kernel in compiled.kernels if kernel.spilled_bytes]

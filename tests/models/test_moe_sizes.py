@@ -17,6 +17,7 @@ from jaxserve.checkpoint.huggingface import abstract_model
 from jaxserve.models.moe import MoEConfig
 from jaxserve.models.registry import ARCHITECTURES, model_config
 from jaxserve.parallel.mesh import make_mesh, parameter_shardings
+from jaxserve.runner.cache_layout import CacheLayout
 from jaxserve.runner.kv_cache import page_bytes
 
 FAMILIES = {
@@ -107,7 +108,8 @@ def test_parameters_and_cache_are_as_many_as_published(published: tuple[MoEConfi
     config, billions, cached_numbers = published
     one, two = (sum(p.size for p in jax.tree.leaves(parameters(first_layers(config, count)))) for count in (1, 2))
     assert one + (two - one) * (config.num_moe_layers - 1) == pytest.approx(billions * 1e9, rel=2e-3)
-    assert page_bytes(config, 1, jnp.dtype(jnp.bfloat16)) == 2 * cached_numbers * config.num_layers
+    layout = CacheLayout.of([None] * config.num_layers, page_size=1, max_step_tokens=1, max_model_len=1)
+    assert page_bytes(config, layout, jnp.dtype(jnp.bfloat16)) == 2 * cached_numbers * config.num_layers
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4, 8])

@@ -12,7 +12,11 @@ from jaxserve.runner.step_batch import Needs, SamplingRows
 
 VOCAB = 53
 ALL = int(Needs.RANDOM | Needs.FILTER | Needs.ADJUST)
-compiled = jax.jit(sample)
+_compiled = jax.jit(sample)
+
+
+def compiled(logits, lengths, slots, settings, state, needs, masked=False) -> jax.Array:
+    return _compiled(logits, lengths, slots, settings, np.full(len(logits), masked), state, needs)
 
 
 def rows(count: int, **columns) -> SamplingRows:
@@ -23,10 +27,7 @@ def rows(count: int, **columns) -> SamplingRows:
 
 
 def vocab(count: int, **columns) -> VocabState:
-    state = VocabState(
-        np.zeros((count, VOCAB), bool), np.zeros((count, VOCAB), np.int32), np.zeros((count, VOCAB), np.float32)
-    )
-    return state._replace(**columns)
+    return VocabState.empty(count, VOCAB)._replace(**columns)
 
 
 def draw_many(logits: np.ndarray, draws: int, **columns) -> np.ndarray:
@@ -156,6 +157,24 @@ def test_stop_tokens_are_banned_until_the_minimum_length(length, expected):
     settings = rows(1, min_length=10)
     settings.stop_token_ids[0, 0] = 1
     assert compiled(logits, np.array([length]), np.array([0]), settings, vocab(1), ALL)[0] == expected
+
+
+def test_a_masked_row_takes_what_its_slot_allows_and_others_take_what_they_like():
+    logits = np.random.default_rng(7).normal(size=(3, VOCAB)).astype(np.float32)
+    order = np.argsort(-logits, axis=-1)
+    allowed = np.zeros((3, 2), np.uint32)
+    for slot, token in ((2, order[0, 5]), (2, order[0, 9]), (1, order[2, 0])):
+        allowed[slot, token // 32] |= np.uint32(1 << token % 32)
+    masked, needs = np.array([True, False, True]), int(Needs.MASK)
+    state, slots = vocab(3, allowed=allowed), np.array([2, 0, 1])
+    assert compiled(logits, np.zeros(3, int), slots, rows(3), state, needs, masked).tolist() == [
+        order[0, 5],
+        order[1, 0],
+        order[2, 0],
+    ]
+    drawn = compiled(logits, np.zeros(3, int), slots, rows(3, temperature=100.0), state, needs | ALL, masked)
+    assert drawn[0] in order[0, [5, 9]]
+    assert drawn[2] == order[2, 0]
 
 
 def test_log_probabilities_equal_a_float64_log_softmax():

@@ -6,11 +6,23 @@ import time
 import types
 from collections.abc import Callable
 
+from jaxserve.chat.events import Content
+from jaxserve.chat.parser import AnswerParser
 from jaxserve.config import EngineConfig
 from jaxserve.engine.input_processor import CheckedInput, Limits, Prompt
 from jaxserve.errors import InputError
 from jaxserve.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from jaxserve.sampling_params import SamplingParams
+
+
+class PlainText:
+    """A model's format in which all text is content."""
+
+    def needs_special_tokens(self, *, tools: bool) -> bool:
+        return False
+
+    def parser(self, prompt_token_ids: list[int], **_: object) -> AnswerParser:
+        return AnswerParser(lambda source: source.until(Content))
 
 
 class FakeEngine:
@@ -21,7 +33,7 @@ class FakeEngine:
         self.sampling_defaults, self.attention, self.startup_seconds = sampling_defaults, "none", {}
         limits = Limits(vocab_size=1000, max_model_len=100, max_logprobs=20, eos_token_ids=frozenset())
         self.inputs = types.SimpleNamespace(
-            check=self._check, render_chat=lambda messages, **_: [1], tokenizer=None, limits=limits
+            check=self._check, render_chat=lambda messages, **_: [1], chat=PlainText(), tokenizer=None, limits=limits
         )
         self.on_begin: Callable[[str], None] = lambda request_id: None
         self.running: dict[str, tuple[SamplingParams, itertools.count]] = {}

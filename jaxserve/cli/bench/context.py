@@ -124,7 +124,8 @@ def _alone(llm: "LLM", length: int, output_len: int, memory_bytes_per_second: fl
     from jaxserve.cli.bench.bandwidth import decode_bandwidth
     from jaxserve.cli.bench.measurement import StepRecorder
 
-    engine, recorder = llm.engine, StepRecorder()
+    engine = llm.engine
+    recorder = StepRecorder([kind.window for kind in engine.model_config.layer_kinds])
     engine.on_step = recorder
     recorder.begin()
     run_requests(llm, [BenchRequest(_prompt(llm, length, seed=length), output_len)])

@@ -21,15 +21,19 @@ class Step:
     seconds: float
     rows: int  # sequences
     tokens: int  # computed
-    positions_read: int  # whose keys and values a decode step's rows attend to, each row's own counted
+    positions_read: float  # whose keys and values a decode step's rows attend to, each row's own counted; of a layer
     repeats: int = 1  # times that the model ran: tokens of each row in a decode step
 
 
 class StepRecorder:
-    """An engine's `on_step`. Steps run one after the other, so that their times add up to the run's."""
+    """An engine's `on_step`. Steps run one after the other, so that their times add up to the run's.
 
-    def __init__(self) -> None:
+    `windows` are those of the model's layers.
+    """
+
+    def __init__(self, windows: Sequence[int | None] = (None,)) -> None:
         self.steps: list[Step] = []
+        self._layers = {window: windows.count(window) / len(windows) for window in windows}  # shares
         self._since = 0.0
 
     def begin(self) -> None:
@@ -41,12 +45,17 @@ class StepRecorder:
         decode = isinstance(batch.arrays, DecodeArrays)
         arrays = batch.arrays
         positions = arrays.positions[arrays.positions >= 0].astype(np.int64)  # the others are padding
-        tokens, read, repeats = len(positions), 0, 1
+        tokens, read, repeats = len(positions), 0.0, 1
         if isinstance(arrays, DecodeArrays):
             counts = arrays.counts[: len(positions)]
             tokens, repeats = int(counts.sum()), int(arrays.steps)
             # A row's first token attends to position + 1 positions, each further one to one more.
-            read = int((counts * (positions + 1) + counts * (counts - 1) // 2).sum())
+            seen = positions[:, None] + 1 + np.arange(repeats)
+            seen = seen[np.arange(repeats) < counts[:, None]]
+            read = sum(
+                share * float((seen if window is None else np.minimum(seen, window)).sum())
+                for window, share in self._layers.items()
+            )
         self.steps.append(Step(decode, now - self._since, batch.num_rows, tokens, read, repeats))
         self._since = now
 

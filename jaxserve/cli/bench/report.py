@@ -38,7 +38,8 @@ def _subject(report: dict[str, Any]) -> str:
     )
 
 
-def _table(*columns: str) -> Table:
+def table_of(*columns: str) -> Table:
+    """A table of these columns, the first one's entries names and the others' numbers."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column(columns[0], min_width=32, no_wrap=True)
     for column in columns[1:]:
@@ -48,11 +49,11 @@ def _table(*columns: str) -> Table:
 
 def statistics_table(title: str) -> Table:
     """A table whose rows are statistics as `measurement.summary` gives them."""
-    return _table(title, *_STATISTICS)
+    return table_of(title, *_STATISTICS)
 
 
 def _rates(report: dict[str, Any]) -> Table:
-    table = _table("run", "")
+    table = table_of("run", "")
     table.add_row("seconds", f"{report['run_seconds']:.2f}")
     table.add_row("requests per second", f"{report['requests_per_second']:.2f}")
     table.add_row("output tokens per second", f"{report['output_tokens_per_second']:.1f}")
@@ -91,7 +92,7 @@ _HOST = {
 
 
 def _host(report: dict[str, Any]) -> Table:
-    table = _table("the engine's thread", "ms a step", "share")
+    table = table_of("the engine's thread", "ms a step", "share")
     steps = sum(kind["steps"] for kind in report["steps"].values())
     total = sum(report["host_seconds"].values())
     for name, seconds in report["host_seconds"].items():
@@ -100,7 +101,7 @@ def _host(report: dict[str, Any]) -> Table:
 
 
 def _startup(report: dict[str, Any]) -> Table:
-    table = _table("start-up", "seconds")
+    table = table_of("start-up", "seconds")
     for stage, seconds in report["startup"]["stage_seconds"].items():
         table.add_row("compiling programs" if stage == "programs" else stage, f"{seconds:.2f}")
     table.add_row("total", f"{report['startup']['seconds']:.2f}")
@@ -109,7 +110,7 @@ def _startup(report: dict[str, Any]) -> Table:
 
 def _bandwidth(report: dict[str, Any]) -> Table:
     memory, decode = report["bandwidth"]["memory"], report["bandwidth"]["decode"]
-    table = _table("bytes that a pass of decode reads", "")
+    table = table_of("bytes that a pass of decode reads", "")
     if decode:
         steps = report["steps"]["decode"]
         table.add_row("passes, of sequences (mean)", f"{steps['passes']}, of {steps['mean_rows']:.1f}")

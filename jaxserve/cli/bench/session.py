@@ -68,7 +68,8 @@ class Session:
 
     def measure(self, batches: Sequence[list[BenchRequest]]) -> dict[str, Any]:
         """Run one batch after the other, all of its requests at once; returns the report."""
-        engine, recorder = self.llm.engine, StepRecorder()
+        engine = self.llm.engine
+        recorder = StepRecorder([kind.window for kind in engine.model_config.layer_kinds])
         outputs: list[RequestOutput] = []
         seconds: list[float] = []
         compiled = compilations.count

@@ -53,18 +53,15 @@ class StreamOptions(RequestType):
     include_usage: bool | None = None
 
 
-class GenerationRequest(RequestType):
-    """The fields of every endpoint that generates. None leaves it to the model's recommendation or a default."""
+class SamplingFields(RequestType):
+    """The fields of every API of OpenAI's that generates. None leaves it to the model's recommendation or a default."""
 
     model: str | None = None
     user: str | None = None  # goes to the debug log
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    return_token_ids: bool | None = None
 
     # Named as in SamplingParams, which checks their values.
-    n: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -74,13 +71,26 @@ class GenerationRequest(RequestType):
     frequency_penalty: float | None = None
     logit_bias: Annotated[dict[str, float] | None, AfterValidator(_token_ids_as_keys)] = None
     seed: int | None = None
-    max_tokens: int | None = None
     min_tokens: int | None = None
     stop: Annotated[list[str] | None, BeforeValidator(_listed)] = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
+
+    def sampling_settings(self) -> dict[str, Any]:
+        """What the request says about sampling, in `SamplingParams`' names."""
+        names = [field.name for field in dataclasses.fields(SamplingParams)]
+        return {name: value for name in names if (value := getattr(self, name, None)) is not None}
+
+
+class GenerationRequest(SamplingFields):
+    """What both kinds of completions have beside."""
+
+    stream_options: StreamOptions | None = None
+    return_token_ids: bool | None = None
+    n: int | None = None
+    max_tokens: int | None = None
     prompt_logprobs: int | None = None
 
     @model_validator(mode="after")
@@ -94,11 +104,6 @@ class GenerationRequest(RequestType):
     @property
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
-
-    def sampling_settings(self) -> dict[str, Any]:
-        """What the request says about sampling, in `SamplingParams`' names."""
-        names = [field.name for field in dataclasses.fields(SamplingParams)]
-        return {name: value for name in names if (value := getattr(self, name, None)) is not None}
 
 
 class ResponseType(BaseModel):

@@ -12,14 +12,13 @@ from jaxserve.sampling_params import SamplingParams
 from jaxserve.server.core.client import EngineClient
 from jaxserve.server.incoming import read_body
 from jaxserve.server.logprobs import completion_logprobs, prompt_logprobs
-from jaxserve.server.protocol.base import Usage
 from jaxserve.server.protocol.completions import (
     Completion,
     CompletionChoice,
     CompletionLogprobs,
     CompletionRequest,
 )
-from jaxserve.server.routes.reply import Reply, answer
+from jaxserve.server.routes.reply import Counts, Reply, answer, new_id
 from jaxserve.server.routes.served import Served
 
 logger = logging.getLogger(__name__)
@@ -37,14 +36,14 @@ class Completions:
         reply = _CompletionReply(body, params, self._served.name, engine)
         logger.debug("%s: user %r, %s", reply.id, body.user, params)
         deltas = engine.generate(reply.prompts, params, priority=body.priority, stream=bool(body.stream))
-        return await answer(request, reply, deltas, stream=body.stream, include_usage=body.include_usage)
+        return await answer(request, reply, deltas, stream=body.stream)
 
 
 class _CompletionReply(Reply):
     """Each prompt is an engine request of its own; choice `number * n + i` is completion i of prompt `number`."""
 
     def __init__(self, body: CompletionRequest, params: SamplingParams, model: str, engine: EngineClient):
-        super().__init__("cmpl", model)
+        super().__init__(new_id("cmpl-"), model)
         self._body, self._params, self._engine = body, params, engine
         ids = [f"{self.id}-{number}" for number in range(len(body.prompt))]
         self.prompts = dict(zip(ids, map(_engine_prompt, body.prompt), strict=True))
@@ -58,15 +57,16 @@ class _CompletionReply(Reply):
             if choice.text or choice.logprobs or choice.token_ids or choice.finish_reason:
                 yield self._chunk([choice])
 
-    def usage_chunk(self, usage: Usage) -> Completion:
-        chunk = self._chunk([])
-        chunk.usage = usage
-        return chunk
+    def last_chunks(self, counts: Counts) -> Iterable[Completion]:
+        if self._body.include_usage:
+            chunk = self._chunk([])
+            chunk.usage = counts.usage
+            yield chunk
 
-    def whole(self, outputs: list[RequestOutput], usage: Usage) -> Completion:
+    def whole(self, outputs: list[RequestOutput], counts: Counts) -> Completion:
         choices = [self._choice(output, completion) for output in outputs for completion in output.outputs]
         completion = self._completion(sorted(choices, key=lambda choice: choice.index))
-        completion.usage = usage
+        completion.usage = counts.usage
         return completion
 
     def _chunk(self, choices: list[CompletionChoice]) -> Completion:

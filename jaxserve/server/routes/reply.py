@@ -4,8 +4,9 @@ import abc
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from typing import ClassVar
 
-from sse_starlette import EventSourceResponse
+from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -20,12 +21,49 @@ from jaxserve.server.protocol.base import ResponseType, Usage
 Deltas = AsyncGenerator[RequestOutput]
 
 
+class Counts:
+    """Counts a prompt once, whatever number of completions it has."""
+
+    def __init__(self) -> None:
+        self._prompts: dict[str, tuple[int, int]] = {}  # tokens, and those that the prefix cache spared
+        self.completion_tokens = 0
+
+    def count(self, delta: RequestOutput) -> None:
+        self._prompts[delta.request_id] = len(delta.prompt_token_ids), delta.metrics.num_cached_tokens
+        self.completion_tokens += sum(len(output.token_ids) for output in delta.outputs)
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(tokens for tokens, _ in self._prompts.values())
+
+    @property
+    def cached_tokens(self) -> int:
+        return sum(cached for _, cached in self._prompts.values())
+
+    def note(self) -> None:
+        """Have the log tell."""
+        logs.note(prompt_tokens=self.prompt_tokens, completion_tokens=self.completion_tokens)
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            total_tokens=self.prompt_tokens + self.completion_tokens,
+        )
+
+
+def new_id(prefix: str) -> str:
+    return prefix + uuid.uuid4().hex
+
+
 class Reply(abc.ABC):
     """What an endpoint makes of the deltas of one request."""
 
-    def __init__(self, id_prefix: str, model: str):
-        self.id = f"{id_prefix}-{uuid.uuid4().hex}"
-        self.model = model
+    last_event: ClassVar[str | None] = "[DONE]"  # of a stream that came to its end
+
+    def __init__(self, id: str, model: str):
+        self.id, self.model = id, model
         self.created = int(time.time())
 
     @abc.abstractmethod
@@ -33,32 +71,37 @@ class Reply(abc.ABC):
         """What a streaming client gets of a delta."""
 
     @abc.abstractmethod
-    def usage_chunk(self, usage: Usage) -> ResponseType:
-        """What it gets last, if it asked for that."""
+    def last_chunks(self, counts: Counts) -> Iterable[ResponseType]:
+        """What it gets after the last one."""
 
     @abc.abstractmethod
-    def whole(self, outputs: list[RequestOutput], usage: Usage) -> ResponseType:
+    def whole(self, outputs: list[RequestOutput], counts: Counts) -> ResponseType:
         """What a client that does not stream gets."""
 
+    def failure(self, error: Exception) -> ResponseType:
+        """What a streaming client gets if the engine fails."""
+        return as_api_error(error).body()
 
-async def answer(
-    request: Request, reply: Reply, deltas: Deltas, *, stream: bool | None, include_usage: bool = False
-) -> Response:
+    def event(self, chunk: ResponseType) -> ServerSentEvent:
+        return ServerSentEvent(chunk.to_json(), sep="\n")
+
+
+async def answer(request: Request, reply: Reply, deltas: Deltas, *, stream: bool | None) -> Response:
     """The response. A stream begins with the first delta, so that whatever fails before has a status of its own."""
     logs.note(id=reply.id)
     try:
         if stream:
             first = await while_connected(request, anext(deltas))
-            return _EventStream(_events(reply, first, deltas, include_usage), deltas)
+            return _EventStream(_events(reply, first, deltas), deltas)
         outputs = await while_connected(request, _collect(deltas))
     except BaseException:
         await deltas.aclose()
         raise
-    counter = _Counter()
+    counts = Counts()
     for output in outputs:
-        counter.count(output)
-    counter.note()
-    return Response(reply.whole(outputs, counter.usage).to_json(), media_type="application/json")
+        counts.count(output)
+    counts.note()
+    return Response(reply.whole(outputs, counts).to_json(), media_type="application/json")
 
 
 async def _collect(deltas: Deltas) -> list[RequestOutput]:
@@ -68,29 +111,30 @@ async def _collect(deltas: Deltas) -> list[RequestOutput]:
     return list(outputs.values())
 
 
-async def _events(reply: Reply, first: RequestOutput, deltas: Deltas, include_usage: bool) -> AsyncIterator[str]:
-    counter = _Counter()
+async def _events(reply: Reply, first: RequestOutput, deltas: Deltas) -> AsyncIterator[ServerSentEvent]:
+    counts = Counts()
     delta: RequestOutput | None = first
     try:
         while delta:
-            counter.count(delta)
+            counts.count(delta)
             for chunk in reply.chunks(delta):
-                yield chunk.to_json()
+                yield reply.event(chunk)
             delta = await anext(deltas, None)
-        if include_usage:
-            yield reply.usage_chunk(counter.usage).to_json()
-        yield "[DONE]"
-    except Unserved as error:  # the status is sent; without [DONE], nobody can take what came for all
+        for chunk in reply.last_chunks(counts):
+            yield reply.event(chunk)
+        if reply.last_event is not None:
+            yield ServerSentEvent(reply.last_event, sep="\n")
+    except Unserved as error:  # the status is sent; without its last event, nobody can take what came for all
         logs.note(error=str(error))
-        yield as_api_error(error).body().to_json()
+        yield reply.event(reply.failure(error))
     finally:
-        counter.note()
+        counts.note()
 
 
 class _EventStream(EventSourceResponse):
     """The events of a request, which ends with the response however that ends: also if it never came to stream."""
 
-    def __init__(self, events: AsyncIterator[str], deltas: Deltas):
+    def __init__(self, events: AsyncIterator[ServerSentEvent], deltas: Deltas):
         super().__init__(events, sep="\n")
         self._deltas = deltas
 
@@ -99,25 +143,3 @@ class _EventStream(EventSourceResponse):
             await super().__call__(scope, receive, send)
         finally:
             await self._deltas.aclose()
-
-
-class _Counter:
-    """Counts a prompt once, whatever number of completions it has."""
-
-    def __init__(self) -> None:
-        self._prompts: dict[str, int] = {}
-        self._completions = 0
-
-    def count(self, delta: RequestOutput) -> None:
-        self._prompts[delta.request_id] = len(delta.prompt_token_ids)
-        self._completions += sum(len(output.token_ids) for output in delta.outputs)
-
-    def note(self) -> None:
-        logs.note(prompt_tokens=sum(self._prompts.values()), completion_tokens=self._completions)
-
-    @property
-    def usage(self) -> Usage:
-        prompts = sum(self._prompts.values())
-        return Usage(
-            prompt_tokens=prompts, completion_tokens=self._completions, total_tokens=prompts + self._completions
-        )
