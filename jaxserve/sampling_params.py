@@ -7,6 +7,8 @@ from typing import Any
 from jaxserve.errors import InputError, nearest
 from jaxserve.structured_outputs import StructuredOutputsParams
 
+# Every token of a sequence is compared with all of its stop strings.
+MAX_STOP_STRINGS, MAX_STOP_LENGTH = 64, 256  # per request, and characters of each
 MAX_STOP_TOKEN_IDS = 16  # per request, end-of-sequence ids included: the device keeps that many for `min_tokens`
 POOLINGS = ("mean", "last")  # of a prompt's last hidden states: all tokens' mean, or the last token's
 
@@ -46,7 +48,7 @@ class SamplingParams:
         seed: makes the request repeatable, whatever runs beside it; completion i of n uses seed + i.
         max_tokens: the most tokens of a completion; None goes on to the model's length limit.
         min_tokens: no end-of-sequence and no stop token before this many.
-        stop: a string, or several, that end a completion and are not part of it.
+        stop: a string, or several, that end a completion and are not part of it; at most 64 of 256 characters each.
         stop_token_ids: token ids that end a completion.
         ignore_eos: go on after end-of-sequence.
         include_stop_str_in_output: keep the stop string in the text.
@@ -122,9 +124,13 @@ class SamplingParams:
             self._integer("prompt_logprobs", 0, 2**31 - 1)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InputError(f"min_tokens={self.min_tokens} is more than max_tokens={self.max_tokens}; lower it")
+        if len(self.stop) > MAX_STOP_STRINGS:
+            raise InputError(f"stop holds {len(self.stop)} strings; at most {MAX_STOP_STRINGS} are possible")
         for text in self.stop:
             if not isinstance(text, str) or not text:
                 raise InputError(f"stop holds {text!r}; give non-empty strings")
+            if len(text) > MAX_STOP_LENGTH:
+                raise InputError(f"stop holds one of {len(text)} characters; at most {MAX_STOP_LENGTH} are possible")
         if self.stop and not self.detokenize:
             raise InputError("stop strings need text, and detokenize is False; set it to True or use stop_token_ids")
         if self.pooling not in (None, *POOLINGS):

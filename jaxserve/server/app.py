@@ -4,10 +4,16 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
+from jaxserve.server.config import ServerConfig
 from jaxserve.server.core.client import EngineClient
 from jaxserve.server.errors import EXCEPTION_HANDLERS
+from jaxserve.server.incoming import BodyLimit
+from jaxserve.server.keys import ApiKeys, RequireKey
+from jaxserve.server.request_log import RequestLog
 from jaxserve.server.routes.chat import Chat
 from jaxserve.server.routes.completions import Completions
 from jaxserve.server.routes.messages import Messages
@@ -15,9 +21,13 @@ from jaxserve.server.routes.responses import Responses
 from jaxserve.server.routes.served import Served
 from jaxserve.server.routes.status import Status
 
+_DEFAULTS = ServerConfig()
 
-def build_app(engine: EngineClient, served_model_name: str) -> Starlette:
-    """OpenAI's API on `engine`, which runs while the application does."""
+
+def build_app(
+    engine: EngineClient, served_model_name: str, config: ServerConfig = _DEFAULTS, keys: ApiKeys | None = None
+) -> Starlette:
+    """OpenAI's API on `engine`, which runs while the application does; for everybody if there are no keys."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -38,4 +48,24 @@ def build_app(engine: EngineClient, served_model_name: str) -> Starlette:
         Route("/health", status.health, methods=["GET"]),
         Route("/ready", status.ready, methods=["GET"]),
     ]
-    return Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS, lifespan=lifespan)
+    return Starlette(
+        routes=routes, middleware=_layers(config, keys), exception_handlers=EXCEPTION_HANDLERS, lifespan=lifespan
+    )
+
+
+def _layers(config: ServerConfig, keys: ApiKeys | None) -> list[Middleware]:
+    """What a request passes on its way to its route, from the outside in."""
+    layers = [Middleware(RequestLog)]
+    if config.allowed_origins:
+        layers.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=config.allowed_origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=["X-Request-Id", "Retry-After"],
+            )
+        )
+    if keys is not None:
+        layers.append(Middleware(RequireKey, keys=keys, max_requests=config.max_requests_per_key))
+    return [*layers, Middleware(BodyLimit, max_bytes=config.max_body_bytes, seconds=config.read_timeout)]

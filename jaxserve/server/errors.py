@@ -39,6 +39,9 @@ class ApiError(Exception):
         return Response(self.body().to_json(), self.status, self.headers, media_type="application/json")
 
 
+FAILED = ApiError(500, "the server failed at this request; its log has the error")
+
+
 class ClientGone(Exception):
     """The client has closed the connection; nobody reads the response."""
 
@@ -56,7 +59,7 @@ def as_api_error(error: Exception) -> ApiError:
         case HTTPException():
             return ApiError(error.status_code, error.detail, headers=error.headers)
         case _:
-            return ApiError(500, "the server failed at this request; its log has the error")
+            return FAILED
 
 
 def validation_error(error: ValidationError, request_type: type[BaseModel]) -> ApiError:
@@ -122,5 +125,4 @@ EXCEPTION_HANDLERS: dict[Any, Any] = {
     Unserved: _respond,
     HTTPException: _respond,
     ClientGone: _respond_to_nobody,
-    Exception: _respond,
 }

@@ -4,6 +4,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -55,10 +56,10 @@ def client(server: str) -> Iterator[httpx.Client]:
 
 
 @contextlib.contextmanager
-def serving(app: ASGIApp) -> Iterator[str]:
-    """`app` behind uvicorn, on a free port of the loopback interface; its address."""
+def serving(app: ASGIApp, **settings: Any) -> Iterator[str]:
+    """`app` behind uvicorn with these settings, on a free port of the loopback interface; its address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", **settings))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

@@ -48,7 +48,12 @@ class FakeEngine:
         self.steps_before_error = 0
 
     def _check(self, prompt: Prompt, params: SamplingParams) -> CheckedInput:
-        return CheckedInput(None, [666 if prompt == "bad" else 1], params.max_tokens or 16, frozenset())
+        return CheckedInput(
+            prompt if isinstance(prompt, str) else None,
+            [666 if prompt == "bad" else 1],
+            params.max_tokens or 16,
+            frozenset(),
+        )
 
     def add(
         self, checked: CheckedInput, params: SamplingParams, *, request_id: str, priority: int, stream: bool

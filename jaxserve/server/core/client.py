@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
@@ -18,6 +19,8 @@ from jaxserve.server.core.channel import Channel, Closed
 from jaxserve.server.core.messages import Abort, Add, Delta, FromCore, Ping, Pong, Ready, Refused, Stepped
 from jaxserve.server.core.queue import Place, Queue
 from jaxserve.server.failures import EngineDead, NoPlaceInTime, ShuttingDown, TookTooLong, Unserved
+
+logger = logging.getLogger(__name__)
 
 _FRESH_SECONDS = 1.0  # that a sign of life counts for
 
@@ -155,6 +158,7 @@ class EngineClient:
             if not self._mailboxes.keys().isdisjoint(prompts):
                 raise InputError(f"one of the request ids {', '.join(prompts)} is of a running request; give another")
             place.take_tokens(sum(len(given.prompt_token_ids) for given in checked.values()))
+            self._log_prompts(checked)
             mailbox = self._mailbox(checked, arrival_time, place)
             self._mailboxes |= dict.fromkeys(prompts, mailbox)
             unfinished = set(prompts)
@@ -173,6 +177,12 @@ class EngineClient:
                     del self._mailboxes[request_id]
                 if unfinished:
                     self._send(Abort([*unfinished]))
+
+    def _log_prompts(self, checked: Mapping[str, CheckedInput]) -> None:
+        if self._config.log_prompts:
+            for request_id, given in checked.items():
+                text = self.decode(given.prompt_token_ids) if given.prompt is None else given.prompt
+                logger.info("prompt", extra={"facts": {"id": request_id, "prompt": text}})
 
     def _mailbox(self, checked: Mapping[str, CheckedInput], arrival_time: float, place: Place) -> _Mailbox:
         mailbox, config = _Mailbox(checked, arrival_time, place), self._config

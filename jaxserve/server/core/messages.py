@@ -21,6 +21,8 @@ class Start(Message):
     """The first message: load this."""
 
     config: EngineConfig
+    log_level: str
+    log_format: str
 
 
 class Add(Message):

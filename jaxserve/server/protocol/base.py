@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from jaxserve.sampling_params import SamplingParams
@@ -58,7 +58,7 @@ class SamplingFields(RequestType):
 
     model: str | None = None
     user: str | None = None  # goes to the debug log
-    priority: int = 0
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
     stream: bool | None = None
 
     # Named as in SamplingParams, which checks their values.

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from jaxserve.outputs import RequestOutput, add_delta
+from jaxserve.server import logs
 from jaxserve.server.errors import as_api_error
 from jaxserve.server.failures import Unserved
 from jaxserve.server.incoming import while_connected
@@ -38,6 +39,10 @@ class Counts:
     @property
     def cached_tokens(self) -> int:
         return sum(cached for _, cached in self._prompts.values())
+
+    def note(self) -> None:
+        """Have the log tell."""
+        logs.note(prompt_tokens=self.prompt_tokens, completion_tokens=self.completion_tokens)
 
     @property
     def usage(self) -> Usage:
@@ -83,6 +88,7 @@ class Reply(abc.ABC):
 
 async def answer(request: Request, reply: Reply, deltas: Deltas, *, stream: bool | None) -> Response:
     """The response. A stream begins with the first delta, so that whatever fails before has a status of its own."""
+    logs.note(id=reply.id)
     try:
         if stream:
             first = await while_connected(request, anext(deltas))
@@ -94,6 +100,7 @@ async def answer(request: Request, reply: Reply, deltas: Deltas, *, stream: bool
     counts = Counts()
     for output in outputs:
         counts.count(output)
+    counts.note()
     return Response(reply.whole(outputs, counts).to_json(), media_type="application/json")
 
 
@@ -126,7 +133,10 @@ async def _events(reply: Reply, first: RequestOutput, deltas: Deltas) -> AsyncIt
         if reply.last_event is not None:
             yield ServerSentEvent(reply.last_event, sep="\n")
     except Unserved as error:  # the status is sent; without its last event, nobody can take what came for all
+        logs.note(error=str(error))
         yield reply.event(reply.failure(error))
+    finally:
+        counts.note()
 
 
 class _EventStream(EventSourceResponse):
