@@ -24,6 +24,7 @@ ORDER = (
     "jaxserve.layers",
     "jaxserve.parallel",
     "jaxserve.outputs",
+    "jaxserve.stats",
     "jaxserve.sampling_params",
     "jaxserve.progress",
     "jaxserve.errors",
@@ -33,6 +34,7 @@ ORDER = (
 WITHOUT_JAX = (
     "jaxserve.server",
     "jaxserve.outputs",
+    "jaxserve.stats",
     "jaxserve.sampling_params",
     "jaxserve.engine.scheduler",
     "jaxserve.engine.page_pool",

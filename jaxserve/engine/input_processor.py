@@ -49,6 +49,11 @@ class InputProcessor:
                 f"stop_token_ids and the model's end-of-sequence ids are {len(stops)} together; "
                 f"at most {MAX_STOP_TOKEN_IDS} are possible"
             )
+        if params.min_tokens and params.allowed_token_ids and stops.issuperset(params.allowed_token_ids):
+            raise InputError(
+                f"allowed_token_ids holds nothing but tokens that end a completion, which min_tokens={params.min_tokens} "
+                "forbids; allow another one, or leave one of them out"
+            )
         return CheckedInput(text, token_ids, min(room, params.max_tokens or room), stops)
 
     def render_chat(self, messages: Sequence[dict[str, Any]], **template_arguments: Any) -> list[int]:
@@ -73,6 +78,17 @@ class InputProcessor:
             ) from error
         return self._tokenizer.encode(text, add_special_tokens=False)
 
+    def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        self._need_tokenizer("a prompt of text")
+        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    def detokenize(self, token_ids: Sequence[int]) -> str:
+        """The tokens' text, special tokens included."""
+        self._need_tokenizer("text of tokens")
+        for token in token_ids:
+            self._check_token(token, "tokens")
+        return self._tokenizer.decode(token_ids)
+
     def _tokens(self, prompt: Prompt) -> tuple[str | None, list[int]]:
         if isinstance(prompt, dict):
             unknown = set(prompt) - {"prompt", "prompt_token_ids"}
@@ -86,8 +102,7 @@ class InputProcessor:
             prompt = prompt["prompt"]
         if not isinstance(prompt, str):
             raise InputError(f"a prompt is a {type(prompt).__name__}; give a string or {{'prompt_token_ids': [...]}}")
-        self._need_tokenizer("a prompt of text")
-        return prompt, self._checked_ids(self._tokenizer.encode(prompt))
+        return prompt, self._checked_ids(self.tokenize(prompt))
 
     def _checked_ids(self, token_ids: Any) -> list[int]:
         if not isinstance(token_ids, Sequence) or isinstance(token_ids, str):
@@ -107,10 +122,9 @@ class InputProcessor:
                     f"{name} is {getattr(params, name)}, and this engine was started with "
                     f"max_logprobs={self._max_logprobs}; ask for fewer"
                 )
-        for token in params.stop_token_ids:
-            self._check_token(token, "stop_token_ids")
-        for token in params.logit_bias or {}:
-            self._check_token(token, "logit_bias")
+        for name in ("stop_token_ids", "logit_bias", "allowed_token_ids"):
+            for token in getattr(params, name) or ():
+                self._check_token(token, name)
         if params.stop:
             self._need_tokenizer("a stop string")
 
@@ -123,5 +137,6 @@ class InputProcessor:
     def _need_tokenizer(self, what: str) -> None:
         if self._tokenizer is None:
             raise InputError(
-                f"{what} needs a tokenizer, and this engine was started with skip_tokenizer_init=True; give token ids"
+                f"{what} needs a tokenizer, and this engine was started with skip_tokenizer_init=True; "
+                "start it without, or use token ids only"
             )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jaxserve.errors import InputError
 from jaxserve.outputs import RequestOutput, add_delta
 from jaxserve.sampling_params import SamplingParams
+from jaxserve.stats import EngineStats
 
 if TYPE_CHECKING:  # they bring JAX with them
     from jaxserve.engine.engine import Engine
@@ -67,6 +68,7 @@ class AsyncEngine:
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopping = False  # the thread's own
         self._mailboxes: dict[str, _Mailbox] = {}  # by request id
+        self._asked: set[asyncio.Future[EngineStats]] = set()
         self._cause_of_death: str | None = "the engine has not been started"
 
     # What the engine knows about its model
@@ -87,18 +89,40 @@ class AsyncEngine:
         """The tokens of a conversation in the model's chat template."""
         return await asyncio.to_thread(self._engine.inputs.render_chat, messages, **template_arguments)
 
+    @property
+    def tokenizer(self) -> Any:
+        """The `transformers` tokenizer, or None with `skip_tokenizer_init`."""
+        return self._engine.tokenizer
+
+    async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return await asyncio.to_thread(self._engine.inputs.tokenize, text, add_special_tokens=add_special_tokens)
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        return await asyncio.to_thread(self._engine.inputs.detokenize, token_ids)
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """The tokens' text, special tokens included; empty if the engine makes no text."""
         return self._engine.tokenizer.decode(token_ids) if self._engine.tokenizer else ""
 
+    async def stats(self) -> EngineStats:
+        """Where the engine stands between two of its steps. `EngineDead` if it does not run."""
+        self._check_alive()
+        asked: asyncio.Future[EngineStats] = self._loop.create_future()
+        self._asked.add(asked)
+        self._inbox.put(lambda: self._post(self._tell, asked, self._engine.stats()))
+        try:
+            return await asked
+        finally:
+            self._asked.discard(asked)
+
     # Requests
 
     async def generate(
-        self, prompts: Mapping[str, "Prompt"], params: SamplingParams, *, priority: int = 0
+        self, prompts: Mapping[str, "Prompt"], params: SamplingParams, *, priority: int = 0, cache_salt: str = ""
     ) -> AsyncGenerator[RequestOutput]:
         """Run the prompts, each under its request id; yields what was added to them, as it comes.
 
-        `InputError` if one of them cannot be served, and then none runs. `EngineDead` at any point. Closing the
+        `priority` and `cache_salt` are those of `Engine.add`. `InputError` if one of them cannot be served, and then none runs. `EngineDead` at any point. Closing the
         iterator early, or cancelling the task that waits in it, aborts what has not ended.
         """
         self._check_alive()
@@ -108,7 +132,7 @@ class AsyncEngine:
         self._check_alive()
         mailbox = _Mailbox()
         self._mailboxes |= dict.fromkeys(prompts, mailbox)
-        self._inbox.put(functools.partial(self._add, tokenized, params, priority))
+        self._inbox.put(functools.partial(self._add, tokenized, params, priority, cache_salt))
         unfinished = set(prompts)
         try:
             while unfinished:
@@ -170,8 +194,16 @@ class AsyncEngine:
             if request_id in self._mailboxes:
                 self._mailboxes[request_id].fail(error)
 
+    @staticmethod
+    def _tell(asked: "asyncio.Future[EngineStats]", stats: EngineStats) -> None:
+        if not asked.done():  # else whoever asked has left
+            asked.set_result(stats)
+
     def _die(self, cause: str) -> None:
         self._cause_of_death = self._cause_of_death or cause
+        for asked in self._asked:
+            if not asked.done():
+                asked.set_exception(EngineDead(self._cause_of_death))
         for mailbox in self._mailboxes.values():
             mailbox.fail(EngineDead(self._cause_of_death))
 
@@ -198,10 +230,10 @@ class AsyncEngine:
             while not self._stopping:
                 self._inbox.get_nowait()()
 
-    def _add(self, prompts: Mapping[str, "Prompt"], params: SamplingParams, priority: int) -> None:
+    def _add(self, prompts: Mapping[str, "Prompt"], params: SamplingParams, priority: int, cache_salt: str) -> None:
         try:
             for request_id, prompt in prompts.items():
-                self._engine.add(prompt, params, request_id=request_id, priority=priority)
+                self._engine.add(prompt, params, request_id=request_id, priority=priority, cache_salt=cache_salt)
         except InputError as error:
             self._abort(prompts)
             self._post(self._refuse, prompts, error)

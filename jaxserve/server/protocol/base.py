@@ -1,6 +1,7 @@
 """What the types of all endpoints share."""
 
 import dataclasses
+import enum
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, model_validator
@@ -47,10 +48,27 @@ def _listed(stop: Any) -> Any:
     return [stop] if isinstance(stop, str) else stop
 
 
+class UsageWanted(enum.IntEnum):
+    """Where a stream tells its usage."""
+
+    NOWHERE = 0
+    LAST = 1  # in a last chunk of its own
+    EVERYWHERE = 2  # there, and in each chunk how much it is so far
+
+
 class StreamOptions(RequestType):
     unsupported = {"include_obfuscation": (False,)}
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+    @model_validator(mode="after")
+    def _check_usage(self) -> "StreamOptions":
+        if self.continuous_usage_stats and not self.include_usage:
+            raise refusal(
+                "continuous_usage_stats", "continuous_usage_stats needs include_usage=true; set it or leave it out"
+            )
+        return self
 
 
 class GenerationRequest(RequestType):
@@ -76,8 +94,9 @@ class GenerationRequest(RequestType):
     seed: int | None = None
     max_tokens: int | None = None
     min_tokens: int | None = None
-    stop: Annotated[list[str] | None, BeforeValidator(_listed)] = None
+    stop: Annotated[list[str] | None, BeforeValidator(_listed, json_schema_input_type=str | list[str] | None)] = None
     stop_token_ids: list[int] | None = None
+    allowed_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
@@ -92,8 +111,11 @@ class GenerationRequest(RequestType):
         return self
 
     @property
-    def include_usage(self) -> bool:
-        return bool(self.stream_options and self.stream_options.include_usage)
+    def include_usage(self) -> UsageWanted:
+        options = self.stream_options
+        if not options or not options.include_usage:
+            return UsageWanted.NOWHERE
+        return UsageWanted.EVERYWHERE if options.continuous_usage_stats else UsageWanted.LAST
 
     def sampling_settings(self) -> dict[str, Any]:
         """What the request says about sampling, in `SamplingParams`' names."""

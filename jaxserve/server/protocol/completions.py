@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from jaxserve.server.protocol.base import GenerationRequest, PromptLogprobs, ResponseType, Usage, refusal
 
@@ -21,12 +21,37 @@ def _listed(prompt: Any) -> list[str | list[int]]:
 
 
 class CompletionRequest(GenerationRequest):
-    unsupported = {"suffix": ("",)}
+    unsupported = {
+        "suffix": ("",),
+        # vLLM's
+        "bad_words": ([],),
+        "length_penalty": (1.0,),
+        "response_format": ({"type": "text"},),
+        "spaces_between_special_tokens": (True,),
+        "use_beam_search": (False,),
+    }
 
-    prompt: Annotated[list[str | list[int]], BeforeValidator(_listed)]
+    prompt: Annotated[
+        list[str | list[int]],
+        BeforeValidator(_listed, json_schema_input_type=str | list[int] | list[str | list[int]]),
+    ]
     best_of: int | None = None
     echo: bool | None = None
     logprobs: int | None = None
+    request_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None  # the response's id ends with it
+    add_special_tokens: bool | None = None  # to prompts of text, such as a beginning of sequence; true unless told
+    truncate_prompt_tokens: int | None = None  # keeps that many from the end; -1: what leaves room for max_tokens
+    cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    return_tokens_as_token_ids: bool | None = None
+
+    @model_validator(mode="after")
+    def _check_truncation(self) -> "CompletionRequest":
+        tokens = self.truncate_prompt_tokens
+        if tokens is not None and tokens != -1 and tokens < 1:
+            raise refusal(
+                "truncate_prompt_tokens", f"truncate_prompt_tokens is {tokens}; give -1 or an integer from 1 on"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_best_of(self) -> "CompletionRequest":
@@ -40,7 +65,14 @@ class CompletionRequest(GenerationRequest):
         settings = super().sampling_settings()
         if self.echo and self.logprobs is not None:
             settings["prompt_logprobs"] = max(self.logprobs, self.prompt_logprobs or 0)
+        if self.only_echoes:
+            settings["max_tokens"] = 1  # which is left out of the answer
         return settings
+
+    @property
+    def only_echoes(self) -> bool:
+        """Whether the answer is the prompt alone, as whoever wants its log-probabilities asks."""
+        return bool(self.echo) and self.max_tokens == 0
 
 
 class CompletionLogprobs(ResponseType):

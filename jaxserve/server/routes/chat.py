@@ -11,6 +11,7 @@ from jaxserve.outputs import CompletionOutput, RequestOutput
 from jaxserve.sampling_params import SamplingParams
 from jaxserve.server.incoming import read_body
 from jaxserve.server.logprobs import chat_logprobs, prompt_logprobs
+from jaxserve.server.openapi import Operation, describes
 from jaxserve.server.protocol.base import Usage
 from jaxserve.server.protocol.chat import (
     AnswerMessage,
@@ -32,6 +33,15 @@ class Chat:
     def __init__(self, served: Served):
         self._served = served
 
+    @describes(
+        Operation(
+            summary="The answer to a conversation",
+            takes=ChatCompletionRequest,
+            answers=ChatCompletion,
+            streams=ChatChunk,
+            errors=(404,),
+        )
+    )
     async def create(self, request: Request) -> Response:
         body = await read_body(request, ChatCompletionRequest)
         self._served.check_name(body.model)

@@ -14,7 +14,7 @@ from jaxserve.outputs import RequestOutput, add_delta
 from jaxserve.server.async_engine import EngineDead
 from jaxserve.server.errors import as_api_error
 from jaxserve.server.incoming import while_connected
-from jaxserve.server.protocol.base import ResponseType, Usage
+from jaxserve.server.protocol.base import ResponseType, Usage, UsageWanted
 
 Deltas = AsyncGenerator[RequestOutput]
 
@@ -22,8 +22,8 @@ Deltas = AsyncGenerator[RequestOutput]
 class Reply(abc.ABC):
     """What an endpoint makes of the deltas of one request."""
 
-    def __init__(self, id_prefix: str, model: str):
-        self.id = f"{id_prefix}-{uuid.uuid4().hex}"
+    def __init__(self, id_prefix: str, model: str, request_id: str | None = None):
+        self.id = f"{id_prefix}-{request_id or uuid.uuid4().hex}"
         self.model = model
         self.created = int(time.time())
 
@@ -40,8 +40,17 @@ class Reply(abc.ABC):
         """What a client that does not stream gets."""
 
 
+def json_response(answer: ResponseType) -> Response:
+    return Response(answer.to_json(), media_type="application/json")
+
+
 async def answer(
-    request: Request, reply: Reply, deltas: Deltas, *, stream: bool | None, include_usage: bool = False
+    request: Request,
+    reply: Reply,
+    deltas: Deltas,
+    *,
+    stream: bool | None,
+    include_usage: UsageWanted = UsageWanted.NOWHERE,
 ) -> Response:
     """The response. A stream begins with the first delta, so that whatever fails before has a status of its own."""
     try:
@@ -55,7 +64,7 @@ async def answer(
     counter = _Counter()
     for output in outputs:
         counter.count(output)
-    return Response(reply.whole(outputs, counter.usage).to_json(), media_type="application/json")
+    return json_response(reply.whole(outputs, counter.usage))
 
 
 async def _collect(deltas: Deltas) -> list[RequestOutput]:
@@ -65,13 +74,17 @@ async def _collect(deltas: Deltas) -> list[RequestOutput]:
     return list(outputs.values())
 
 
-async def _events(reply: Reply, first: RequestOutput, deltas: Deltas, include_usage: bool) -> AsyncIterator[str]:
+async def _events(
+    reply: Reply, first: RequestOutput, deltas: Deltas, include_usage: UsageWanted
+) -> AsyncIterator[str]:
     counter = _Counter()
     delta: RequestOutput | None = first
     try:
         while delta:
             counter.count(delta)
             for chunk in reply.chunks(delta):
+                if include_usage is UsageWanted.EVERYWHERE:
+                    chunk.usage = counter.usage
                 yield chunk.to_json()
             delta = await anext(deltas, None)
         if include_usage:

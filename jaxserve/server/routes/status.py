@@ -1,10 +1,15 @@
-"""`/v1/models` and `/health`."""
+"""`/v1/models`, `/version` and `/health`."""
+
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+import jaxserve
 from jaxserve.server.errors import ApiError
+from jaxserve.server.openapi import Operation, describes
 from jaxserve.server.protocol.models import ModelCard, ModelList
+from jaxserve.server.routes.reply import json_response
 from jaxserve.server.routes.served import Served
 
 
@@ -12,6 +17,7 @@ class Status:
     def __init__(self, served: Served):
         self._served = served
 
+    @describes(Operation(summary="The one model", answers=ModelList))
     async def models(self, request: Request) -> Response:
         card = ModelCard(
             id=self._served.name,
@@ -20,8 +26,13 @@ class Status:
             owned_by="jaxserve",
             max_model_len=self._served.engine.max_model_len,
         )
-        return Response(ModelList(object="list", data=[card]).to_json(), media_type="application/json")
+        return json_response(ModelList(object="list", data=[card]))
 
+    @describes(Operation(summary="The server's version", answers=dict[str, str]))
+    async def version(self, request: Request) -> Response:
+        return JSONResponse({"version": jaxserve.__version__})
+
+    @describes(Operation(summary="Whether the engine runs", answers=dict[str, Any], errors=(503,)))
     async def health(self, request: Request) -> Response:
         if not self._served.engine.is_healthy:
             raise ApiError(503, "the engine does not run; restart the server")

@@ -1,0 +1,114 @@
+"""`/openapi.json`: what every endpoint takes and answers, from the types that it is written with."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+import jaxserve
+from jaxserve.server.protocol.base import ErrorResponse
+
+_ERRORS = {
+    400: "The request cannot be served; the error says what is wrong and what is possible.",
+    404: "There is no such model.",
+    500: "The server or its engine failed.",
+    503: "The engine does not run.",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Operation:
+    """What an endpoint does.
+
+    Attributes:
+        summary: in a few words.
+        answers: the type of the JSON that it answers with, or another media type.
+        takes: the type of the JSON that it is sent.
+        streams: the type of each server-sent event's data, if it is asked to stream; `[DONE]` comes last.
+        errors: statuses that it may answer with beside 500, and beside 400 where it takes something.
+    """
+
+    summary: str
+    answers: Any
+    takes: type[BaseModel] | None = None
+    streams: type[BaseModel] | None = None
+    errors: tuple[int, ...] = ()
+
+
+def describes[T: Callable](operation: Operation) -> Callable[[T], T]:
+    """A decorator of the endpoint that `operation` is about."""
+
+    def describe(endpoint: T) -> T:
+        endpoint.operation = operation  # type: ignore[attr-defined]
+        return endpoint
+
+    return describe
+
+
+class Description:
+    """The document for `routes`, made when it is first asked for. Each of them, mounts aside, has its `Operation`."""
+
+    def __init__(self, routes: Sequence[BaseRoute]):
+        self._routes = routes
+
+    @describes(Operation(summary="This document", answers=dict[str, Any]))
+    async def show(self, request: Request) -> Response:
+        return JSONResponse(self._document)
+
+    @functools.cached_property
+    def _document(self) -> dict[str, Any]:
+        return openapi([route for route in self._routes if isinstance(route, Route)])
+
+
+def openapi(routes: Sequence[Route]) -> dict[str, Any]:
+    """An OpenAPI 3.1 document."""
+    operations: list[tuple[Route, Operation]] = [(route, route.endpoint.operation) for route in routes]
+    types = {ErrorResponse: None}  # a dict, for its order
+    for _, operation in operations:
+        types |= dict.fromkeys((operation.takes, operation.answers, operation.streams))
+    # For validation: what has a default may be missing, as a response's fields may that are not set.
+    found, definitions = TypeAdapter.json_schemas(
+        [(kind, "validation", TypeAdapter(kind)) for kind in types if kind is not None and not isinstance(kind, str)],
+        ref_template="#/components/schemas/{model}",
+    )
+    schemas = {kind: schema for (kind, _), schema in found.items()}
+    paths: dict[str, dict[str, Any]] = {}
+    for route, operation in operations:
+        for method in sorted((route.methods or set()) - {"HEAD"}):
+            described = _operation(f"{method} {route.path}", operation, schemas)
+            paths.setdefault(route.path, {})[method.lower()] = described
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "jaxserve", "version": jaxserve.__version__},
+        "paths": paths,
+        "components": {"schemas": definitions.get("$defs", {})},
+    }
+
+
+def _operation(name: str, operation: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
+    described: dict[str, Any] = {"operationId": "_".join(name.lower().replace(".", "/").replace("/", " ").split())}
+    described["summary"] = operation.summary
+    errors = {500, *operation.errors}
+    if operation.takes:
+        errors.add(400)
+        described["requestBody"] = {"required": True, "content": _json(schemas[operation.takes])}
+    if isinstance(operation.answers, str):
+        content: dict[str, Any] = {operation.answers: {"schema": {"type": "string"}}}
+    else:
+        content = _json(schemas[operation.answers])
+    if operation.streams:
+        content["text/event-stream"] = {"schema": {"type": "string", "contentSchema": schemas[operation.streams]}}
+    described["responses"] = {"200": {"description": "Success.", "content": content}} | {
+        str(status): {"description": _ERRORS[status], "content": _json(schemas[ErrorResponse])}
+        for status in sorted(errors)
+    }
+    return described
+
+
+def _json(schema: Any) -> dict[str, Any]:
+    return {"application/json": {"schema": schema}}
