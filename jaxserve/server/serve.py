@@ -4,10 +4,12 @@ import contextlib
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import uvicorn
 from sse_starlette.sse import AppStatus
+from starlette.applications import Starlette
 
 from jaxserve.config import EngineConfig
 from jaxserve.errors import InputError
@@ -22,6 +24,20 @@ def run(config: EngineConfig, *, host: str, port: int, served_model_name: str | 
     """Serve until Ctrl-C or SIGTERM. The name defaults to that of the model's directory."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that either unwinds the stack
     listener = _bind(host, port)  # first, since loading takes long
+    with _loaded(config, served_model_name) as (engine, name), contextlib.suppress(KeyboardInterrupt):
+        _Server(engine, name, host).run(sockets=[listener])
+
+
+@contextlib.contextmanager
+def in_process(config: EngineConfig, served_model_name: str | None = None) -> Iterator[Starlette]:
+    """The application on an engine of its own, for whoever calls it without a network."""
+    with _loaded(config, served_model_name) as (engine, name):
+        yield build_app(engine, name)
+
+
+@contextlib.contextmanager
+def _loaded(config: EngineConfig, served_model_name: str | None) -> Iterator[tuple[AsyncEngine, str]]:
+    """The engine, and the name of its model."""
     from jaxserve.engine.engine import Engine  # here, since they bring JAX with them
     from jaxserve.engine.startup import load
 
@@ -29,9 +45,7 @@ def run(config: EngineConfig, *, host: str, port: int, served_model_name: str | 
         engine = Engine(load(config, progress))
     print(engine.attention, file=sys.stderr)
     try:
-        name = served_model_name or Path(str(engine.config.model)).resolve().name
-        with contextlib.suppress(KeyboardInterrupt):
-            _Server(AsyncEngine(engine), name, host).run(sockets=[listener])
+        yield AsyncEngine(engine), served_model_name or Path(str(engine.config.model)).resolve().name
     finally:
         engine.close()
 

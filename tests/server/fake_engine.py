@@ -1,5 +1,6 @@
 """An engine without a model, whose steps a test controls."""
 
+import dataclasses
 import itertools
 import threading
 import time
@@ -10,6 +11,7 @@ from jaxserve.engine.input_processor import CheckedInput, Prompt
 from jaxserve.errors import InputError
 from jaxserve.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from jaxserve.sampling_params import SamplingParams
+from jaxserve.stats import EngineStats
 
 
 class FakeEngine:
@@ -19,9 +21,14 @@ class FakeEngine:
         self.config = EngineConfig(max_model_len=100)
         self.sampling_defaults = sampling_defaults
         self.tokenizer = None
-        self.inputs = types.SimpleNamespace(check=self._check, render_chat=lambda messages, **_: [1])
+        self.inputs = types.SimpleNamespace(
+            check=self._check,
+            render_chat=lambda messages, **_: [1],
+            tokenize=lambda text, **_: [666 if text == "bad" else 1],
+        )
         self.running: dict[str, tuple[SamplingParams, itertools.count]] = {}
         self.added: list[tuple[str, SamplingParams, int]] = []  # id, settings, priority
+        self.salts: list[str] = []
         self.aborted: list[str] = []
         self.may_step = threading.Event()
         self.may_step.set()
@@ -32,13 +39,17 @@ class FakeEngine:
         self.steps_before_error = 0
 
     def _check(self, prompt: Prompt, params: SamplingParams) -> CheckedInput:
-        return CheckedInput(None, [666 if prompt == "bad" else 1], params.max_tokens or 16, frozenset())
+        token_ids = prompt["prompt_token_ids"] if isinstance(prompt, dict) else self.inputs.tokenize(prompt)
+        return CheckedInput(None, token_ids, params.max_tokens or 16, frozenset())
 
-    def add(self, prompt: Prompt, params: SamplingParams, *, request_id: str, priority: int = 0) -> None:
+    def add(
+        self, prompt: Prompt, params: SamplingParams, *, request_id: str, priority: int = 0, cache_salt: str = ""
+    ) -> None:
         if prompt == {"prompt_token_ids": [666]}:
             raise InputError("the prompt is bad; give a good one")
         self.running[request_id] = params, itertools.count()
         self.added.append((request_id, params, priority))
+        self.salts.append(cache_salt)
 
     def abort(self, request_id: str) -> None:
         self.aborted.append(request_id)
@@ -47,6 +58,10 @@ class FakeEngine:
     @property
     def has_unfinished(self) -> bool:
         return bool(self.running)
+
+    def stats(self) -> EngineStats:
+        numbers = dict.fromkeys((field.name for field in dataclasses.fields(EngineStats)), 0)
+        return EngineStats(**numbers | {"running": len(self.running), "total_generated_tokens": self.steps})
 
     def step(self) -> list[RequestOutput]:
         assert self.may_step.wait(timeout=30)

@@ -53,12 +53,14 @@ function splitThinking(content) {
 
 function splitCalls(content) {
   const calls = [];
-  const text = content.replace(/<tool_call>\s*([^]*?)\s*(?:<\/tool_call>|$)/g, (_, written) => {
+  const text = content.replace(/<tool_call>\s*([^]*?)\s*(?:<\/tool_call>|<\/?[a-z_]*$|$)/g, (_, written) => {
     try {
       const { name, arguments: given } = JSON.parse(written);
       calls.push({ name, arguments: JSON.stringify(given ?? {}) });
     } catch {
-      calls.push({ name: "", arguments: written }); // not all of it is here yet, or the model made a mistake
+      // Not all of it is here yet, or the model has made a mistake.
+      const name = written.match(/"name"\s*:\s*"([^"]+)"/)?.[1] ?? "";
+      calls.push({ name, arguments: written.split(/"arguments"\s*:\s*/)[1] ?? "" });
     }
     return "";
   });

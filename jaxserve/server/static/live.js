@@ -5,7 +5,7 @@ import { call, Failure, server } from "./server.js";
 
 const INTERVAL = 1000; // milliseconds
 const HISTORY = 60; // looks that the curve shows
-const history = new Array(HISTORY).fill(0);
+const history = []; // tokens per second, the last on the right
 const MOST_SLOTS = 64; // shown as squares; more are one bar
 let lastLook = null;
 let nextLook = null;
@@ -49,9 +49,9 @@ function showStats(stats) {
   const perSecond = (name) => (seconds > 0 ? Math.max(0, stats[name] - lastLook[name]) / seconds : 0);
   const generated = perSecond("total_generated_tokens");
   const prompts = perSecond("total_prompt_tokens");
+  if (lastLook) history.push(generated);
+  if (history.length > HISTORY) history.shift();
   lastLook = stats;
-  history.push(generated);
-  history.shift();
 
   const pages = stats.pages_held + stats.pages_cached + stats.pages_free;
   const texts = {
@@ -76,7 +76,7 @@ function showStats(stats) {
   showSlots(stats);
   showCurve();
   const busy = stats.running + stats.waiting > 0;
-  showPulse(busy ? "busy" : "ready", busy ? `${rate(generated)} tokens/s` : "ready");
+  showPulse(busy ? "busy" : "ready", busy ? `${rate(generated)} tok/s` : "ready");
 }
 
 function showSlots({ running, max_running: most }) {
@@ -91,9 +91,10 @@ function showSlots({ running, max_running: most }) {
 
 function showCurve() {
   const highest = Math.max(1, ...history);
-  const points = history.map((value, index) => `${(120 * index) / (HISTORY - 1)} ${(34 - (32 * value) / highest).toFixed(2)}`);
-  $("#spark .line").setAttribute("d", `M${points.join("L")}`);
-  $("#spark .area").setAttribute("d", `M0 36L${points.join("L")}L120 36Z`);
+  const x = (index) => (120 * (HISTORY - history.length + index)) / (HISTORY - 1);
+  const points = history.map((value, index) => `${x(index).toFixed(2)} ${(34 - (32 * value) / highest).toFixed(2)}`);
+  $("#spark .line").setAttribute("d", points.length ? `M${points.join("L")}` : "");
+  $("#spark .area").setAttribute("d", points.length ? `M${x(0).toFixed(2)} 36L${points.join("L")}L120 36Z` : "");
 }
 
 function showPulse(state, text) {

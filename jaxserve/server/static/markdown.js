@@ -59,7 +59,9 @@ function blocks(text) {
       continue;
     }
     const kind = kindOf(line);
-    const goesOn = last?.kind === "list" && (kind === "list" || (kind !== "blank" && /^\s{2,}/.test(line)));
+    const goesOn =
+      (last?.kind === "list" && (kind === "list" || (kind !== "blank" && /^\s{2,}/.test(line)))) ||
+      (last?.kind === "table" && /^\s*\|/.test(line)); // a row that is still being written
     if (kind === "blank") last = null;
     else if (goesOn || (last?.kind === kind && !["heading", "rule"].includes(kind))) last.source += `\n${line}`;
     else open(kind, line);
@@ -101,7 +103,7 @@ function codeBlock(code, language) {
 }
 
 function table(lines) {
-  const cells = (line) => line.trim().slice(1, -1).split("|").map((cell) => cell.trim());
+  const cells = (line) => line.trim().replace(/^\||\|$/g, "").split("|").map((cell) => cell.trim());
   const hasHead = lines.length > 1 && /^[\s|:-]+$/.test(lines[1]);
   const rows = lines.filter((_, index) => !(hasHead && index === 1)).map((line, index) =>
     make("tr", {}, ...cells(line).map((cell) => make(hasHead && index === 0 ? "th" : "td", {}, ...inline(cell)))),

@@ -12,15 +12,17 @@ const EXAMPLES = [
   { text: "What is the weather in Paris?", about: "Calls a tool", tools: [EXAMPLE_TOOL] },
 ];
 
+const isWide = () => matchMedia("(min-width: 60rem)").matches; // then the side stands beside the chat
+
 function showSide(open) {
-  const wide = matchMedia("(min-width: 60rem)").matches;
   document.body.classList.toggle("side-open", open);
-  document.body.classList.toggle("side-shut", !open && wide);
-  $("#shade").hidden = !open || wide;
+  document.body.classList.toggle("side-shut", !open && isWide());
+  $("#shade").hidden = !open || isWide();
   $("#open-side").setAttribute("aria-expanded", open);
 }
 
-const sideIsOpen = () => $("#close-side").checkVisibility() || getComputedStyle($("#side")).visibility === "visible";
+const sideIsOpen = () =>
+  isWide() ? !document.body.classList.contains("side-shut") : document.body.classList.contains("side-open");
 
 function openTools() {
   showSide(true);
