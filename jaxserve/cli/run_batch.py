@@ -6,7 +6,6 @@ import contextlib
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -20,8 +19,8 @@ def parser() -> Parser:
     parser = Parser(
         "run-batch",
         "Answer a file of requests in OpenAI's batch format, all in one batch and without a server. Each line is\n"
-        '{"custom_id": ..., "method": "POST", "url": "/v1/chat/completions", "body": {...}}; the output has a line for\n'
-        "each, in the same order, with the response or the error.",
+        '{"custom_id": ..., "method": "POST", "url": "/v1/chat/completions", "body": {...}}; the output has one line\n'
+        "for each, in the same order, with the response or the error.",
         examples=(
             "jaxserve run-batch -i requests.jsonl -o results.jsonl",
             "jaxserve run-batch -i requests.jsonl -o results.jsonl --model ~/models/Qwen3-8B --max-num-seqs 128",
@@ -78,15 +77,11 @@ def _read(file: str) -> list[str]:
     return lines
 
 
-@contextlib.contextmanager
-def _open(file: str) -> Iterator[TextIO]:
-    """`file` to write to, before anything is loaded."""
+def _open(file: str) -> contextlib.AbstractContextManager[TextIO]:
+    """`file` to write to."""
     if file == "-":
-        yield sys.stdout
-        return
+        return contextlib.nullcontext(sys.stdout)
     try:
-        output = Path(file).open("w", encoding="utf-8")
+        return Path(file).open("w", encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot write the results to {file} ({error.strerror}); give another file") from error
-    with output:
-        yield output

@@ -51,8 +51,8 @@ class InputProcessor:
             )
         if params.min_tokens and params.allowed_token_ids and stops.issuperset(params.allowed_token_ids):
             raise InputError(
-                f"allowed_token_ids holds nothing but tokens that end a completion, which min_tokens={params.min_tokens} "
-                "forbids; allow another one, or leave one of them out"
+                "allowed_token_ids holds nothing but tokens that end a completion, and "
+                f"min_tokens={params.min_tokens} forbids those; allow another one, or leave min_tokens out"
             )
         return CheckedInput(text, token_ids, min(room, params.max_tokens or room), stops)
 

@@ -122,8 +122,9 @@ class AsyncEngine:
     ) -> AsyncGenerator[RequestOutput]:
         """Run the prompts, each under its request id; yields what was added to them, as it comes.
 
-        `priority` and `cache_salt` are those of `Engine.add`. `InputError` if one of them cannot be served, and then none runs. `EngineDead` at any point. Closing the
-        iterator early, or cancelling the task that waits in it, aborts what has not ended.
+        `priority` and `cache_salt` are those of `Engine.add`. `InputError` if one of the prompts cannot be served, and
+        then none runs. `EngineDead` at any point. Closing the iterator early, or cancelling the task that waits in it,
+        aborts what has not ended.
         """
         self._check_alive()
         if not self._mailboxes.keys().isdisjoint(prompts):

@@ -67,8 +67,8 @@ class Description:
 
 def openapi(routes: Sequence[Route]) -> dict[str, Any]:
     """An OpenAPI 3.1 document."""
-    operations: list[tuple[Route, Operation]] = [(route, route.endpoint.operation) for route in routes]
-    types = {ErrorResponse: None}  # a dict, for its order
+    operations: list[tuple[Route, Operation]] = [(route, route.endpoint.operation) for route in routes]  # type: ignore[attr-defined]
+    types: dict[Any, None] = {ErrorResponse: None}  # a dict, for its order
     for _, operation in operations:
         types |= dict.fromkeys((operation.takes, operation.answers, operation.streams))
     # For validation: what has a default may be missing, as a response's fields may that are not set.

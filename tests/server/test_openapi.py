@@ -29,9 +29,7 @@ CHECKED = CHECKS.get_by_names(
     ]
 )
 MOST = {"max_tokens": 2, "max_completion_tokens": 2, "n": 2, "best_of": 2}  # so that no request runs for long
-ROUTES = [
-    route for route in build_app(AsyncEngine(FakeEngine()), MODEL_NAME).routes if isinstance(route, Route)
-]
+ROUTES = [route for route in build_app(AsyncEngine(FakeEngine()), MODEL_NAME).routes if isinstance(route, Route)]
 
 
 @pytest.fixture(scope="session")

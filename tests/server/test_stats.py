@@ -60,5 +60,3 @@ async def test_whoever_asks_while_the_engine_dies_is_told() -> None:
         for waiting in (asked, request):
             with pytest.raises(EngineDead):
                 await asyncio.wait_for(waiting, 30)
-
-

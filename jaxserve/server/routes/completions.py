@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable
 from typing import NamedTuple
+
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -29,6 +30,7 @@ class _Prompt(NamedTuple):
     token_ids: list[int]
     text: str | None  # if it is what the client sent
 
+
 class Completions:
     def __init__(self, served: Served):
         self._served = served
@@ -50,9 +52,7 @@ class Completions:
         prompts = [await self._prompt(body, params, prompt) for prompt in body.prompt]
         reply = _CompletionReply(body, params, self._served.name, prompts, engine)
         logger.debug("%s: user %r, %s", reply.id, body.user, params)
-        deltas = engine.generate(
-            reply.engine_prompts, params, priority=body.priority, cache_salt=body.cache_salt or ""
-        )
+        deltas = engine.generate(reply.engine_prompts, params, priority=body.priority, cache_salt=body.cache_salt or "")
         return await answer(request, reply, deltas, stream=body.stream, include_usage=body.include_usage)
 
     async def _prompt(self, body: CompletionRequest, params: SamplingParams, prompt: str | list[int]) -> _Prompt:

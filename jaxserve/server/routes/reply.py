@@ -74,9 +74,7 @@ async def _collect(deltas: Deltas) -> list[RequestOutput]:
     return list(outputs.values())
 
 
-async def _events(
-    reply: Reply, first: RequestOutput, deltas: Deltas, include_usage: UsageWanted
-) -> AsyncIterator[str]:
+async def _events(reply: Reply, first: RequestOutput, deltas: Deltas, include_usage: UsageWanted) -> AsyncIterator[str]:
     counter = _Counter()
     delta: RequestOutput | None = first
     try:
@@ -84,7 +82,7 @@ async def _events(
             counter.count(delta)
             for chunk in reply.chunks(delta):
                 if include_usage is UsageWanted.EVERYWHERE:
-                    chunk.usage = counter.usage
+                    chunk.usage = counter.usage  # type: ignore[attr-defined]  # whoever takes the option has it
                 yield chunk.to_json()
             delta = await anext(deltas, None)
         if include_usage:

@@ -14,9 +14,9 @@ from jaxserve.server.protocol.chat import ChatCompletionRequest
 from jaxserve.server.protocol.tokenization import (
     DetokenizeRequest,
     DetokenizeResponse,
-    TokenizerInfo,
     TokenizeRequest,
     TokenizeResponse,
+    TokenizerInfo,
 )
 from jaxserve.server.routes.reply import json_response
 from jaxserve.server.routes.served import Served

@@ -112,8 +112,8 @@ class AssistantTurn {
     this.thinking.hidden = !thought;
     this.thinking.classList.toggle("busy", busy && thinks);
     this.thought.textContent = thought;
-    const seconds = ((this.thoughtAt ?? this.last ?? this.started) - this.started) / 1000;
-    this.summary.textContent = thinks ? (busy ? "Thinking" : "Thought until stopped") : `Thought for ${seconds.toFixed(1)} s`;
+    const seconds = (this.thoughtAt - this.first) / 1000;
+    this.summary.textContent = thinks ? (busy ? "Thinking" : "Thought until it was cut") : `Thought for ${seconds.toFixed(1)} s`;
     this.wait.hidden = !busy || Boolean(text || calls.length || thought);
     showMarkdown(this.text, text);
     this.text.classList.toggle("busy", busy && Boolean(text) && !calls.length);

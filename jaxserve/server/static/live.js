@@ -72,7 +72,10 @@ function showStats(stats) {
     compilations: number(stats.total_compilations),
   };
   for (const [id, text] of Object.entries(texts)) $(`#${id}`).textContent = text;
-  for (const state of ["held", "cached", "free"]) $(`#bar-${state}`).style.flexGrow = stats[`pages_${state}`] / pages;
+  for (const state of ["held", "cached", "free"]) {
+    $(`#bar-${state}`).style.flexGrow = stats[`pages_${state}`];
+    $(`#bar-${state}`).hidden = !stats[`pages_${state}`];
+  }
   showSlots(stats);
   showCurve();
   const busy = stats.running + stats.waiting > 0;
