@@ -53,7 +53,7 @@ def client(server: str) -> Iterator[httpx.Client]:
 def serving(app: ASGIApp) -> Iterator[str]:
     """`app` behind uvicorn, on a free port of the loopback interface; its address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

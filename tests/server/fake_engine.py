@@ -61,7 +61,8 @@ class FakeEngine:
 
     def stats(self) -> EngineStats:
         numbers = dict.fromkeys((field.name for field in dataclasses.fields(EngineStats)), 0)
-        return EngineStats(**numbers | {"running": len(self.running), "total_generated_tokens": self.steps})
+        now = {"seconds": time.monotonic(), "running": len(self.running), "total_generated_tokens": self.steps}
+        return EngineStats(**numbers | now)
 
     def step(self) -> list[RequestOutput]:
         assert self.may_step.wait(timeout=30)

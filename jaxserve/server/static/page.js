@@ -98,7 +98,7 @@ $("#theme").addEventListener("click", () => {
   dataset.theme = themes[(themes.indexOf(dataset.theme) + 1) % themes.length];
   settings.save();
 });
-$("#reset").addEventListener("click", () => {
+$("#reset-settings").addEventListener("click", () => {
   const { key } = settings.form.elements;
   const kept = key.value;
   settings.form.reset();
@@ -108,6 +108,8 @@ $("#reset").addEventListener("click", () => {
 });
 settings.form.addEventListener("input", () => settings.save());
 settings.form.addEventListener("submit", (event) => event.preventDefault());
+
+addEventListener("pagehide", stop); // a page that may come back would keep its connections
 
 settings.load();
 fitPrompt();

@@ -108,7 +108,7 @@ def test_settings_are_sent_and_kept(page: Page, server: str) -> None:
     page.browser.refresh()
     page.wait(lambda: page.text("#model"))
     assert page.run("return Object.fromEntries(new FormData(document.forms.settings)).max_tokens") == "3"
-    page.click("#reset")
+    page.click("#reset-settings")
     assert page.run("return Object.fromEntries(new FormData(document.forms.settings)).max_tokens") == ""
 
 
