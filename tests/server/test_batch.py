@@ -52,7 +52,7 @@ def test_any_endpoint_that_is_posted_to_will_do() -> None:
         ({"body": {"prompt": "bad"}}, 400, "the prompt is bad"),
         ({"body": {"prompt": "x", "model": "gpt-4"}}, 404, "there is no model 'gpt-4'"),
         ({"url": "/v1/images"}, 404, "there is no /v1/images"),
-        ({"url": "/health"}, 405, "use GET"),
+        ({"url": "/health"}, 405, "POST does not go with /health"),
     ],
 )
 def test_what_the_server_refuses_is_in_its_line(fields: dict[str, Any], status: int, told: str) -> None:

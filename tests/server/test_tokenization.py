@@ -79,7 +79,7 @@ def test_special_tokens_are_added_unless_told(llm: LLM, client: httpx.Client, mo
         ("/detokenize", {}, "tokens", "tokens is missing"),
         ("/detokenize", {"tokens": [10**9]}, None, "1000000000"),
         ("/detokenize", {"tokens": [-1]}, None, "-1"),
-        ("/detokenize", {"tokens": "x"}, "tokens", "list"),
+        ("/detokenize", {"tokens": "x"}, "tokens", "array"),
     ],
 )
 def test_what_is_refused(client: httpx.Client, path: str, body: dict[str, Any], param: str | None, told: str) -> None:
