@@ -1,9 +1,10 @@
-"""Every setting of the engine, from keywords, command-line flags or a YAML file, checked once."""
+"""Settings from keywords, command-line flags or a YAML file, checked once; and all those of the engine."""
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Self, get_args, get_origin
 
 import yaml
 
@@ -21,85 +22,124 @@ DTYPES = ("auto", "bfloat16", "float16", "float32")
 ATTENTION_BACKENDS = ("auto", "mosaic_gpu", "native", "xla")  # `pallas_kernels.implementations`, which brings JAX
 
 
-def _setting(default: Any, help: str) -> Any:
+def setting(default: Any, help: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": help})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EngineConfig:
+class Settings:
+    """A record of settings, each with its help; flags are made from its fields. Values of another type are refused."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            kind, *others = get_args(field.type) or (field.type,)
+            accepted, wanted = _KINDS[kind]
+            if get_origin(field.type) is tuple:
+                self._check_several(field.name, accepted, wanted)
+            elif isinstance(value, accepted) and (kind is bool or not isinstance(value, bool)):
+                if kind is str:
+                    object.__setattr__(self, field.name, os.fspath(value))
+            elif value is not None or type(None) not in others:
+                raise InputError(f"{field.name} is {value!r}; give {wanted}")
+
+    def _check_several(self, name: str, accepted: Any, wanted: str) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, list | tuple) or not all(isinstance(item, accepted) for item in value):
+            raise InputError(f"{name} is {value!r}; give a list, and in it each time {wanted}")
+        object.__setattr__(self, name, tuple(value))
+
+    def _one_of(self, name: str, allowed: Sequence[str]) -> None:
+        if getattr(self, name) not in allowed:
+            raise InputError(f"{name} is {getattr(self, name)!r}; give one of {', '.join(allowed)}")
+
+    def _at_least(self, lowest: int, *names: str) -> None:
+        """None is at least anything."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not lowest <= value < float("inf"):
+                kind = "an integer" if isinstance(value, int) else "a number"
+                raise InputError(f"{name} is {value!r}; give {kind} from {lowest} on")
+
+    @classmethod
+    def from_settings(cls, settings: dict[str, Any]) -> Self:
+        """From keywords or a file's entries; an unknown name is an error that names the nearest known one."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in settings:
+            if name not in known:
+                raise InputError(f"there is no setting {name!r}{nearest(name, known)}")
+        return cls(**settings)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineConfig(Settings):
     """What an engine is made of. None lets the engine choose from the model and the device."""
 
-    model: str | None = _setting(
+    model: str | None = setting(
         None, "model directory, or an id of HuggingFace's hub; the demo model that ships inside if left out"
     )
-    revision: str | None = _setting(None, "branch, tag or commit of a hub id; a commit pins it")
-    hf_config_path: str | None = _setting(
+    revision: str | None = setting(None, "branch, tag or commit of a hub id; a commit pins it")
+    hf_config_path: str | None = setting(
         None,
         "directory of config.json and tokenizer, if not the model's: a training script's Orbax checkpoint has none",
     )
-    tokenizer: str | None = _setting(None, "directory of the tokenizer, if not the model's")
-    skip_tokenizer_init: bool = _setting(False, "load no tokenizer: token ids in, token ids out")
-    load_format: str = _setting(
+    tokenizer: str | None = setting(None, "directory of the tokenizer, if not the model's")
+    skip_tokenizer_init: bool = setting(False, "load no tokenizer: token ids in, token ids out")
+    load_format: str = setting(
         "auto", "auto reads the checkpoint; dummy makes random weights from config.json alone, to measure speed"
     )
-    dtype: str = _setting("auto", f"of weights and KV cache: {', '.join(DTYPES)}; auto takes the checkpoint's")
-    max_model_len: int | None = _setting(
+    dtype: str = setting("auto", f"of weights and KV cache: {', '.join(DTYPES)}; auto takes the checkpoint's")
+    max_model_len: int | None = setting(
         None, "most tokens of prompt and completion together; the model's own limit if left out"
     )
-    max_num_seqs: int | None = _setting(
+    max_num_seqs: int | None = setting(
         None, "sequences that run at the same time; 32 on a CPU and 256 on a GPU by default"
     )
-    max_num_batched_tokens: int | None = _setting(
+    max_num_batched_tokens: int | None = setting(
         None,
         "prompt tokens that one step computes, long prompts taking several; 512 on a CPU and 4096 on a GPU by default",
     )
-    max_itl_ms: float | None = _setting(
+    max_itl_ms: float | None = setting(
         None,
         "milliseconds between two tokens of a running sequence that prompts of others should not exceed: prefill steps "
         "are cut to what fits; no bound if left out",
     )
-    max_decode_steps: int = _setting(
+    max_decode_steps: int = setting(
         8, "most tokens that one decode step brings each sequence, while no request waits; 1 for one at a time"
     )
-    decode_burst_ms: float = _setting(
+    decode_burst_ms: float = setting(
         5.0, "milliseconds that such a step of several tokens may take, which is what a newcomer may have to wait"
     )
-    enable_prefix_caching: bool = _setting(
+    enable_prefix_caching: bool = setting(
         True, "keep the pages of finished prompts and completions, for those that begin with the same tokens"
     )
-    tensor_parallel_size: int = _setting(1, "devices that share every layer")
-    attention_backend: str = _setting(
+    tensor_parallel_size: int = setting(1, "devices that share every layer")
+    attention_backend: str = setting(
         "auto",
         f"what attention runs in: {', '.join(ATTENTION_BACKENDS)}; auto takes mosaic_gpu on Hopper GPUs"
         " and native on CPUs with AVX512-BF16",
     )
-    page_size: int = _setting(64, "token positions in one page of the KV cache")
-    num_pages: int | None = _setting(None, "pages in the KV cache; chosen from the memory at hand if left out")
-    gpu_memory_utilization: float = _setting(
+    page_size: int = setting(64, "token positions in one page of the KV cache")
+    num_pages: int | None = setting(None, "pages in the KV cache; chosen from the memory at hand if left out")
+    gpu_memory_utilization: float = setting(
         0.9,
         "share of each GPU's memory that the engine may take, reserved at the start unless XLA_CLIENT_MEM_FRACTION is "
         "set",
     )
-    max_logprobs: int = _setting(20, "most log-probabilities that a request may ask for at each position")
-    seed: int = _setting(0, "of the requests that bring no seed of their own")
-    compilation_cache_dir: str = _setting(
+    max_logprobs: int = setting(20, "most log-probabilities that a request may ask for at each position")
+    seed: int = setting(0, "of the requests that bring no seed of their own")
+    compilation_cache_dir: str = setting(
         "~/.cache/jaxserve", "where compiled programs are kept for the next start; '' keeps none"
     )
 
     def __post_init__(self) -> None:
-        self._check_types()
-        for name, allowed in (
-            ("dtype", DTYPES),
-            ("load_format", LOAD_FORMATS),
-            ("attention_backend", ATTENTION_BACKENDS),
-        ):
-            if getattr(self, name) not in allowed:
-                raise InputError(f"{name} is {getattr(self, name)!r}; give one of {', '.join(allowed)}")
-        for name in ("tensor_parallel_size", "page_size", "max_decode_steps"):
-            self._at_least_one(name)
-        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_pages"):
-            if getattr(self, name) is not None:
-                self._at_least_one(name)
+        super().__post_init__()
+        self._one_of("dtype", DTYPES)
+        self._one_of("load_format", LOAD_FORMATS)
+        self._one_of("attention_backend", ATTENTION_BACKENDS)
+        self._at_least(1, "tensor_parallel_size", "page_size", "max_decode_steps")
+        self._at_least(1, "max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_pages")
+        self._at_least(0, "max_logprobs")
         if not 0 < self.gpu_memory_utilization <= 1:
             raise InputError(
                 f"gpu_memory_utilization is {self.gpu_memory_utilization!r}; give a share above 0 and at most 1"
@@ -108,36 +148,15 @@ class EngineConfig:
             raise InputError(f"max_itl_ms is {self.max_itl_ms!r}; give milliseconds above 0")
         if not 0 <= self.decode_burst_ms < float("inf"):
             raise InputError(f"decode_burst_ms is {self.decode_burst_ms!r}; give milliseconds from 0 on")
-        if self.max_logprobs < 0:
-            raise InputError(f"max_logprobs is {self.max_logprobs!r}; give an integer from 0 on")
-
-    def _check_types(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            kind, *others = get_args(field.type) or (field.type,)
-            accepted, wanted = _KINDS[kind]
-            if isinstance(value, accepted) and (kind is bool or not isinstance(value, bool)):
-                continue
-            if value is not None or type(None) not in others:
-                raise InputError(f"{field.name} is {value!r}; give {wanted}")
-
-    def _at_least_one(self, name: str) -> None:
-        if getattr(self, name) < 1:
-            raise InputError(f"{name} is {getattr(self, name)!r}; give an integer from 1 on")
 
     @classmethod
-    def from_settings(cls, settings: dict[str, Any]) -> "EngineConfig":
-        """From keywords or a file's entries; an unknown name is an error that names the nearest known one."""
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in settings:
-            if name == "trust_remote_code":
-                raise InputError(
-                    "trust_remote_code is no setting, since code that comes with a checkpoint is never run; leave it "
-                    "out, and convert a checkpoint that needs it to a supported architecture"
-                )
-            if name not in known:
-                raise InputError(f"there is no setting {name!r}{nearest(name, known)}")
-        return cls(**settings)
+    def from_settings(cls, settings: dict[str, Any]) -> Self:
+        if "trust_remote_code" in settings:
+            raise InputError(
+                "trust_remote_code is no setting, since code that comes with a checkpoint is never run; leave it "
+                "out, and convert a checkpoint that needs it to a supported architecture"
+            )
+        return super().from_settings(settings)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -28,8 +28,8 @@ class LLM:
         with LLM() as llm:
             print(llm.chat([{"role": "user", "content": "What is 27+45?"}])[0].outputs[0].text)
 
-    `progress` shows bars on a terminal; `settings` are the fields of `EngineConfig`. Not thread-safe: a server uses
-    `server.AsyncEngine`.
+    `progress` shows bars on a terminal; `settings` are the fields of `EngineConfig`. Not thread-safe: a server has an
+    engine in a process of its own (`server/core/`).
     """
 
     def __init__(self, model: str | None = None, *, progress: bool = True, **settings: Any):
@@ -144,13 +144,10 @@ class LLM:
         """Queue all prompts, or none if one of them cannot be served."""
         params = _one_each(sampling_params or self.get_default_sampling_params(), len(prompts), "sampling_params")
         priorities = _one_each(priority, len(prompts), "priority")
+        checked = [self.engine.inputs.check(prompt, each) for prompt, each in zip(prompts, params, strict=True)]
         ids = [str(next(self._ids)) for _ in prompts]
-        try:
-            for request_id, prompt, settings, first in zip(ids, prompts, params, priorities, strict=True):
-                self.engine.add(prompt, settings, request_id=request_id, priority=first, stream=stream)
-        except InputError:
-            self._drop(ids)
-            raise
+        for request_id, prompt, each, first in zip(ids, checked, params, priorities, strict=True):
+            self.engine.add(prompt, each, request_id=request_id, priority=first, stream=stream)
         self._boxes |= {request_id: deque() for request_id in ids}
         return ids
 

@@ -1,10 +1,9 @@
-"""What a caller gets back, in vLLM's shapes."""
+"""What a caller gets back, in vLLM's shapes. msgspec's structs, since they go from process to process."""
 
-import dataclasses
+import msgspec
 
 
-@dataclasses.dataclass(slots=True)
-class Logprob:
+class Logprob(msgspec.Struct):
     """One token's log-probability, its rank in the vocabulary (1 is the likeliest) and its text."""
 
     logprob: float
@@ -15,13 +14,12 @@ class Logprob:
 Logprobs = dict[int, Logprob]  # of one position, by token id
 
 
-@dataclasses.dataclass(slots=True)
-class CompletionOutput:
+class CompletionOutput(msgspec.Struct):
     """One completion, or what a step added to it. Once it ended, `finish_reason` is `"stop"` or `"length"`."""
 
     index: int
     text: str = ""
-    token_ids: list[int] = dataclasses.field(default_factory=list)
+    token_ids: list[int] = []  # of its own: a struct copies its defaults
     cumulative_logprob: float | None = None
     logprobs: list[Logprobs] | None = None
     finish_reason: str | None = None
@@ -40,18 +38,17 @@ class CompletionOutput:
         return self.finish_reason is not None
 
 
-@dataclasses.dataclass(slots=True)
-class RequestMetrics:
+class RequestMetrics(msgspec.Struct):
     """Points in time of a request, in seconds of `time.perf_counter`; None until reached."""
 
     arrival_time: float
     first_token_time: float | None = None
     finished_time: float | None = None
     num_cached_tokens: int = 0  # of the prompt, that the prefix cache spared the first completion
+    first_scheduled_time: float | None = None
 
 
-@dataclasses.dataclass(slots=True)
-class RequestOutput:
+class RequestOutput(msgspec.Struct):
     """A request's completions so far, or, in a stream, what one step added to them."""
 
     request_id: str

@@ -36,6 +36,9 @@ WITHOUT_JAX = (
     "jaxserve.outputs",
     "jaxserve.stats",
     "jaxserve.sampling_params",
+    "jaxserve.config",  # this and the next two are what the server shares with its engine's process
+    "jaxserve.checkpoint.tokenizer",
+    "jaxserve.engine.input_processor",
     "jaxserve.engine.scheduler",
     "jaxserve.engine.page_pool",
     "jaxserve.engine.request",

@@ -124,7 +124,7 @@ def _conversion(annotation: Any) -> tuple[Callable[[str], Any], bool]:
     """From text to one value of `annotation`, and whether the field takes several of them."""
     members = get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
     for member in members:
-        if get_origin(member) is Sequence:
+        if get_origin(member) is tuple:
             return get_args(member)[0], True
         if get_origin(member) is dict:
             return _json_object(*get_args(member)), False

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from rich.console import Console
 from rich.text import Text
 
@@ -100,7 +101,7 @@ def _render_chat(llm: "LLM", text: str, arguments: argparse.Namespace) -> Any:
 
 
 def _record(text: str, output: RequestOutput) -> dict[str, Any]:
-    record = dataclasses.asdict(output)
+    record = msgspec.to_builtins(output)
     metrics = output.metrics
     del record["request_id"], record["finished"], record["metrics"]
     return record | {

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jaxserve
 from jaxserve.cli.flags import Flags
@@ -36,9 +36,22 @@ def add_engine_flags(parser: argparse.ArgumentParser, flags: Flags = ENGINE) -> 
 
 
 def engine_config(arguments: argparse.Namespace, flags: Flags = ENGINE) -> EngineConfig:
-    """Flags win over the preset, and the preset over the defaults."""
+    """The settings of the engine, of which `flags` may be only some."""
+    (config,) = read_settings(arguments, flags)
+    return config
+
+
+def read_settings(arguments: argparse.Namespace, *groups: Flags) -> list[Any]:
+    """Each group's settings: flags win over the preset, and the preset over the defaults."""
     preset = read_preset(_find_preset(arguments.config)) if arguments.config else {}
-    return EngineConfig.from_settings(preset | flags.given(arguments))
+    others = groups[1:]  # what no group knows is for the first to refuse
+    theirs = {field.name for group in others for field in group.fields}
+    given = [{name: value for name, value in preset.items() if name not in theirs}]
+    given += [{field.name: preset[field.name] for field in group.fields if field.name in preset} for group in others]
+    return [
+        group.settings.from_settings(settings | group.given(arguments))  # type: ignore[attr-defined]
+        for group, settings in zip(groups, given, strict=True)
+    ]
 
 
 def start_llm(config: EngineConfig) -> "LLM":

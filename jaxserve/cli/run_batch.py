@@ -13,6 +13,9 @@ from jaxserve.cli.flags import Parser
 from jaxserve.cli.options import add_engine_flags, engine_config
 from jaxserve.errors import InputError
 from jaxserve.progress import ProgressBars
+from jaxserve.server.config import ServerConfig
+
+_NO_LIMIT = 2**62  # the file is the queue
 
 
 def parser() -> Parser:
@@ -45,11 +48,17 @@ def parser() -> Parser:
 def run(arguments: argparse.Namespace) -> None:
     config = engine_config(arguments)
     lines = _read(arguments.input_file)
-    from jaxserve.server.batch import BatchResult, run_batch  # on demand, as the web framework takes a moment
-    from jaxserve.server.serve import in_process
+    from jaxserve.server.app import build_app  # on demand, as the web framework takes a moment
+    from jaxserve.server.batch import BatchResult, run_batch
+    from jaxserve.server.serve import served_name, started_engine
+
+    server = ServerConfig(
+        served_model_name=arguments.served_model_name, max_queued_requests=_NO_LIMIT, max_queued_tokens=_NO_LIMIT
+    )
 
     counted: Counter[str] = Counter()
-    with _open(arguments.output_file) as output, in_process(config, arguments.served_model_name) as app:
+    with _open(arguments.output_file) as output, started_engine(config, server) as engine:
+        app = build_app(engine, served_name(engine, server), server)
         start = time.perf_counter()
         with ProgressBars() as bars:
 

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxserve.checkpoint.exchange import Handover
 from jaxserve.engine.batch_builder import StepBatchBuilder, sampling_needs
 from jaxserve.engine.detokenizer import TextStream
-from jaxserve.engine.input_processor import InputProcessor, Prompt
+from jaxserve.engine.input_processor import CheckedInput, InputProcessor, Limits
 from jaxserve.engine.pace import Pace
 from jaxserve.engine.page_pool import PagePool, root_key
 from jaxserve.engine.request import Request, State
@@ -93,10 +93,12 @@ class Engine:
         self.startup_seconds, self.attention = loaded.seconds, loaded.attention
         self.inputs = InputProcessor(
             loaded.tokenizer,
-            vocab_size=loaded.model_config.vocab_size,
-            max_model_len=config.max_model_len,
-            max_logprobs=min(config.max_logprobs, loaded.model_config.vocab_size),
-            eos_token_ids=loaded.eos_token_ids,
+            Limits(
+                vocab_size=loaded.model_config.vocab_size,
+                max_model_len=config.max_model_len,
+                max_logprobs=min(config.max_logprobs, loaded.model_config.vocab_size),
+                eos_token_ids=loaded.eos_token_ids,
+            ),
         )
         self.runner = loaded.runner
         self.pool = PagePool(config.num_pages)
@@ -125,6 +127,7 @@ class Engine:
         self._clock, self._collected_at = clock, 0.0
         self.host_seconds = HostSeconds()
         self.on_step: Callable[[StepBatch], None] | None = None  # told of each step once its tokens are on the host
+        self.on_begin: Callable[[str], None] | None = None  # told of each request when its first step is dispatched
         self._arrivals = itertools.count()
         self._seeds = random.Random(config.seed)
         self._prompt_tokens = self._generated_tokens = 0
@@ -137,7 +140,7 @@ class Engine:
 
     def add(
         self,
-        prompt: Prompt,
+        checked: CheckedInput,
         params: SamplingParams,
         *,
         request_id: str,
@@ -145,14 +148,13 @@ class Engine:
         cache_salt: str = "",
         stream: bool = True,
     ) -> None:
-        """Queue a request; `InputError` if it cannot be served, and then nothing has changed.
+        """Queue a request that `InputProcessor.check` has let through with these `params`.
 
-        Requests share cached prefixes only with those of the same `cache_salt`. Without `stream`, nothing is given out
-        before a completion ends.
+        `InputError` if there is one with its id, and then nothing has changed. Requests share cached prefixes only with
+        those of the same `cache_salt`. Without `stream`, nothing is given out before a completion ends.
         """
         if request_id in self._groups:
             raise InputError(f"there is a running request with the id {request_id!r}; give another")
-        checked = self.inputs.check(prompt, params)
         seed = params.seed if params.seed is not None else self._seeds.getrandbits(63)
         group = _Group(request_id, checked.prompt, checked.prompt_token_ids, RequestMetrics(self._clock()))
         # Log-probabilities of a prompt need all of it computed.
@@ -194,6 +196,10 @@ class Engine:
                 self._held.remove(request)
             else:
                 self.scheduler.finish(request)
+
+    def abort_all(self) -> None:
+        for request_id in list(self._groups):
+            self.abort(request_id)
 
     @property
     def has_unfinished(self) -> bool:
@@ -258,8 +264,7 @@ class Engine:
 
     def close(self) -> None:
         """Drop all requests and free the device's memory."""
-        for request_id in list(self._groups):
-            self.abort(request_id)
+        self.abort_all()
         self._dispatched = None
         self.runner.close()
 
@@ -268,9 +273,19 @@ class Engine:
         batch = self.builder.build(step)
         packed = time.perf_counter()
         dispatched = _Dispatched(step, batch, self.runner.dispatch(batch), self._clock())
+        if isinstance(step, Prefill):
+            self._note_begun(step.chunks, dispatched.at)
         self.host_seconds.pack += packed - start
         self.host_seconds.dispatch += time.perf_counter() - packed
         return dispatched
+
+    def _note_begun(self, chunks: list[Chunk], now: float) -> None:
+        for chunk in chunks:
+            metrics = self._live[chunk.request].group.metrics
+            if chunk.first and metrics.first_scheduled_time is None:
+                metrics.first_scheduled_time = now
+                if self.on_begin:
+                    self.on_begin(chunk.request.request_id)
 
     def _collect(self, dispatched: _Dispatched) -> list[RequestOutput]:
         step = dispatched.step

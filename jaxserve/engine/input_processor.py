@@ -1,5 +1,6 @@
 """Everything that is checked about a request before the engine takes it."""
 
+import dataclasses
 import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -22,28 +23,33 @@ class CheckedInput(NamedTuple):
     stop_token_ids: frozenset[int]  # end-of-sequence ids included, unless ignored
 
 
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What an engine takes."""
+
+    vocab_size: int
+    max_model_len: int
+    max_logprobs: int
+    eos_token_ids: frozenset[int]
+
+
 class InputProcessor:
     """Turns prompts into tokens and refuses what cannot be served, with an `InputError` of one sentence."""
 
-    def __init__(
-        self, tokenizer: Any, *, vocab_size: int, max_model_len: int, max_logprobs: int, eos_token_ids: frozenset[int]
-    ):
-        self._tokenizer = tokenizer
-        self._vocab_size = vocab_size
-        self._max_model_len = max_model_len
-        self._max_logprobs = max_logprobs
-        self._eos_token_ids = eos_token_ids
+    def __init__(self, tokenizer: Any, limits: Limits):
+        self.tokenizer, self.limits = tokenizer, limits
 
     def check(self, prompt: Prompt, params: SamplingParams) -> CheckedInput:
         text, token_ids = self._tokens(prompt)
-        room = self._max_model_len - len(token_ids)
+        max_model_len = self.limits.max_model_len
+        room = max_model_len - len(token_ids)
         if room < 1:
             raise InputError(
-                f"the prompt has {len(token_ids)} tokens and max_model_len is {self._max_model_len}, "
+                f"the prompt has {len(token_ids)} tokens and max_model_len is {max_model_len}, "
                 "which must also hold one new token; shorten the prompt or raise max_model_len"
             )
         self._check_params(params)
-        stops = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos_token_ids)
+        stops = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.limits.eos_token_ids)
         if len(stops) > MAX_STOP_TOKEN_IDS:
             raise InputError(
                 f"stop_token_ids and the model's end-of-sequence ids are {len(stops)} together; "
@@ -59,35 +65,35 @@ class InputProcessor:
     def render_chat(self, messages: Sequence[dict[str, Any]], **template_arguments: Any) -> list[int]:
         """The tokens of a conversation in the model's own chat template."""
         self._need_tokenizer("chat")
-        if not self._tokenizer.chat_template:
+        if not self.tokenizer.chat_template:
             raise InputError("this model's tokenizer has no chat template; use generate with a plain prompt")
         if not messages:
             raise InputError("messages is empty; give at least one message")
         # The tokenizer takes options of its own beside the template's variables: whoever could set those might replace
         # the template, or turn the text into something else.
-        own = inspect.signature(self._tokenizer.apply_chat_template).parameters.keys() - _TEMPLATE_OPTIONS
+        own = inspect.signature(self.tokenizer.apply_chat_template).parameters.keys() - _TEMPLATE_OPTIONS
         if names := template_arguments.keys() & own:
             raise InputError(f"chat_template_kwargs holds {min(names)!r}, which is not the template's; leave it out")
         try:
-            text = self._tokenizer.apply_chat_template(
+            text = self.tokenizer.apply_chat_template(
                 list(messages), tokenize=False, **{"add_generation_prompt": True, **template_arguments}
             )
         except Exception as error:  # whatever the checkpoint's own template raises about these messages
             raise InputError(
                 f"the chat template cannot render these messages ({error}); check their roles and contents"
             ) from error
-        return self._tokenizer.encode(text, add_special_tokens=False)
+        return self.tokenizer.encode(text, add_special_tokens=False)
 
     def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         self._need_tokenizer("a prompt of text")
-        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
         """The tokens' text, special tokens included."""
         self._need_tokenizer("text of tokens")
         for token in token_ids:
             self._check_token(token, "tokens")
-        return self._tokenizer.decode(token_ids)
+        return self.tokenizer.decode(token_ids)
 
     def _tokens(self, prompt: Prompt) -> tuple[str | None, list[int]]:
         if isinstance(prompt, dict):
@@ -111,16 +117,18 @@ class InputProcessor:
                 raise InputError("prompt_token_ids is no list; give a list of integers")
         if not token_ids:
             raise InputError("the prompt is empty; give at least one token")
-        for token in token_ids:
-            self._check_token(token, "prompt_token_ids")
+        # Long prompts are checked without a loop of Python's; where something is wrong, the loop finds it.
+        if set(map(type, token_ids)) != {int} or min(token_ids) < 0 or max(token_ids) >= self.limits.vocab_size:
+            for token in token_ids:
+                self._check_token(token, "prompt_token_ids")
         return list(token_ids)
 
     def _check_params(self, params: SamplingParams) -> None:
         for name in ("logprobs", "prompt_logprobs"):
-            if (getattr(params, name) or 0) > self._max_logprobs:
+            if (getattr(params, name) or 0) > self.limits.max_logprobs:
                 raise InputError(
                     f"{name} is {getattr(params, name)}, and this engine was started with "
-                    f"max_logprobs={self._max_logprobs}; ask for fewer"
+                    f"max_logprobs={self.limits.max_logprobs}; ask for fewer"
                 )
         for name in ("stop_token_ids", "logit_bias", "allowed_token_ids"):
             for token in getattr(params, name) or ():
@@ -129,13 +137,14 @@ class InputProcessor:
             self._need_tokenizer("a stop string")
 
     def _check_token(self, token: Any, field: str) -> None:
-        if type(token) is not int or not 0 <= token < self._vocab_size:
+        vocab_size = self.limits.vocab_size
+        if type(token) is not int or not 0 <= token < vocab_size:
             raise InputError(
-                f"{field} holds {token!r}; this model's token ids are the integers from 0 to {self._vocab_size - 1}"
+                f"{field} holds {token!r}; this model's token ids are the integers from 0 to {vocab_size - 1}"
             )
 
     def _need_tokenizer(self, what: str) -> None:
-        if self._tokenizer is None:
+        if self.tokenizer is None:
             raise InputError(
                 f"{what} needs a tokenizer, and this engine was started with skip_tokenizer_init=True; "
                 "start it without, or use token ids only"

@@ -86,7 +86,8 @@ def serve_trace(engine: Engine, runner: SimulatedRunner, trace: Sequence[Arrival
             _, index = heapq.heappop(coming)
             arrival = trace[index]
             params = SamplingParams(temperature=0, max_tokens=arrival.max_tokens, ignore_eos=True)
-            engine.add({"prompt_token_ids": arrival.prompt_token_ids}, params, request_id=str(index))
+            checked = engine.inputs.check({"prompt_token_ids": arrival.prompt_token_ids}, params)
+            engine.add(checked, params, request_id=str(index))
         for delta in engine.step():
             request = served[int(delta.request_id)]
             request.times.append(runner.clock())

@@ -64,7 +64,8 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
     generation = read_generation_config(files.config)
     model = model_config(hf)
     model = model.served_up_to(config.max_model_len or model.max_position_embeddings)
-    tokenizer = None if config.skip_tokenizer_init else load_tokenizer(Path(config.tokenizer or files.config))
+    tokenizer_path = None if config.skip_tokenizer_init else config.tokenizer or str(files.config)
+    tokenizer = load_tokenizer(Path(tokenizer_path)) if tokenizer_path is not None else None
     if tokenizer is not None and len(tokenizer) > model.vocab_size:
         raise InputError(
             f"the tokenizer has {len(tokenizer)} tokens and the model {model.vocab_size}; they do not belong together"
@@ -77,7 +78,8 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
     attention = _attention(config, placed, dtype, mesh.devices)
     graph, shapes = abstract_model(placed, dtype)
     shapes = placed_shapes(mesh, shapes)
-    resolved, buckets = _resolve(config, files.name, placed, shapes, mesh.devices, dtype)
+    named = dataclasses.replace(config, model=files.name, tokenizer=tokenizer_path)
+    resolved, buckets = _resolve(named, placed, shapes, mesh.devices, dtype)
     runner = Runner(
         graph,
         shapes,
@@ -153,7 +155,7 @@ def _attention(config: EngineConfig, model: ModelConfig, dtype: jnp.dtype, devic
 
 
 def _resolve(
-    config: EngineConfig, name: str, model: ModelConfig, shapes: Any, devices: np.ndarray, dtype: jnp.dtype
+    config: EngineConfig, model: ModelConfig, shapes: Any, devices: np.ndarray, dtype: jnp.dtype
 ) -> tuple[ResolvedConfig, Buckets]:
     """Every setting that was left open, from the model, the platform and the memory at hand; and the buckets of it."""
     on_cpu = devices.flat[0].platform == "cpu"
@@ -193,7 +195,6 @@ def _resolve(
         )
     max_model_len = min(max_model_len, held)
     chosen = {
-        "model": name,
         "dtype": dtype.name,
         "max_model_len": max_model_len,
         "max_num_seqs": max_num_seqs,

@@ -4,11 +4,17 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute, Route
 
-from jaxserve.server.async_engine import AsyncEngine
+from jaxserve.server.config import ServerConfig
+from jaxserve.server.core.client import EngineClient
 from jaxserve.server.errors import EXCEPTION_HANDLERS
+from jaxserve.server.incoming import BodyLimit
+from jaxserve.server.keys import ApiKeys, RequireKey
 from jaxserve.server.openapi import Description
+from jaxserve.server.request_log import RequestLog
 from jaxserve.server.routes import page
 from jaxserve.server.routes.chat import Chat
 from jaxserve.server.routes.completions import Completions
@@ -17,9 +23,13 @@ from jaxserve.server.routes.stats import Stats
 from jaxserve.server.routes.status import Status
 from jaxserve.server.routes.tokenization import Tokenization
 
+_DEFAULTS = ServerConfig()
 
-def build_app(engine: AsyncEngine, served_model_name: str) -> Starlette:
-    """OpenAI's API on `engine`, which runs while the application does."""
+
+def build_app(
+    engine: EngineClient, served_model_name: str, config: ServerConfig = _DEFAULTS, keys: ApiKeys | None = None
+) -> Starlette:
+    """OpenAI's API on `engine`, which runs while the application does; for everybody if there are no keys."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -37,8 +47,29 @@ def build_app(engine: AsyncEngine, served_model_name: str) -> Starlette:
         Route("/tokenizer_info", tokenization.info, methods=["GET"]),
         Route("/version", status.version, methods=["GET"]),
         Route("/health", status.health, methods=["GET"]),
+        Route("/ready", status.ready, methods=["GET"]),
         Route("/stats", Stats(served).show, methods=["GET"]),
         *page.ROUTES,
     ]
     routes.append(Route("/openapi.json", Description(routes).show, methods=["GET"]))
-    return Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS, lifespan=lifespan)
+    return Starlette(
+        routes=routes, middleware=_layers(config, keys), exception_handlers=EXCEPTION_HANDLERS, lifespan=lifespan
+    )
+
+
+def _layers(config: ServerConfig, keys: ApiKeys | None) -> list[Middleware]:
+    """What a request passes on its way to its route, from the outside in."""
+    layers = [Middleware(RequestLog)]
+    if config.allowed_origins:
+        layers.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=config.allowed_origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=["X-Request-Id", "Retry-After"],
+            )
+        )
+    if keys is not None:
+        layers.append(Middleware(RequireKey, keys=keys, max_requests=config.max_requests_per_key))
+    return [*layers, Middleware(BodyLimit, max_bytes=config.max_body_bytes, seconds=config.read_timeout)]

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from jaxserve.errors import InputError, nearest
-from jaxserve.server.async_engine import EngineDead
+from jaxserve.server.failures import Unserved
 from jaxserve.server.protocol.base import ErrorDetail, ErrorResponse
 
 _SHOWN = 60  # characters of a wrong value that its error repeats
@@ -39,6 +39,9 @@ class ApiError(Exception):
         return Response(self.body().to_json(), self.status, self.headers, media_type="application/json")
 
 
+FAILED = ApiError(500, "the server failed at this request; its log has the error")
+
+
 class ClientGone(Exception):
     """The client has closed the connection; nobody reads the response."""
 
@@ -50,12 +53,13 @@ def as_api_error(error: Exception) -> ApiError:
             return error
         case InputError():
             return ApiError(400, str(error))
-        case EngineDead():
-            return ApiError(500, str(error))
+        case Unserved():
+            headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else None
+            return ApiError(error.status, str(error), headers=headers)
         case HTTPException():
             return ApiError(error.status_code, error.detail, headers=error.headers)
         case _:
-            return ApiError(500, "the server failed at this request; its log has the error")
+            return FAILED
 
 
 def validation_error(error: ValidationError, request_type: type[BaseModel]) -> ApiError:
@@ -118,8 +122,7 @@ EXCEPTION_HANDLERS: dict[Any, Any] = {
     405: _respond_wrong_method,
     ApiError: _respond,
     InputError: _respond,
-    EngineDead: _respond,
+    Unserved: _respond,
     HTTPException: _respond,
     ClientGone: _respond_to_nobody,
-    Exception: _respond,
 }

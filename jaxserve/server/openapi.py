@@ -15,10 +15,18 @@ from jaxserve.server.protocol.base import ErrorResponse
 
 _ERRORS = {
     400: "The request cannot be served; the error says what is wrong and what is possible.",
+    401: "The server has API keys, and the request brings none of them.",
     404: "There is no such model.",
+    408: "The body has not come in time.",
+    413: "The body is too large.",
+    429: "As much waits or runs as may, of this API key or in all.",
     500: "The server or its engine failed.",
-    503: "The engine does not run.",
+    503: "The engine does not run, or the server takes no requests now.",
+    504: "The request has taken as long as it may.",
 }
+_ANY = {401, 429, 500}
+_WITH_BODY = {400, 408, 413}
+GENERATES = (404, 503, 504)  # what a request that has to run may be answered with beside those
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +38,7 @@ class Operation:
         answers: the type of the JSON that it answers with, or another media type.
         takes: the type of the JSON that it is sent.
         streams: the type of each server-sent event's data, if it is asked to stream; `[DONE]` comes last.
-        errors: statuses that it may answer with beside 500, and beside 400 where it takes something.
+        errors: statuses that it may answer with beside those of any endpoint.
     """
 
     summary: str
@@ -85,17 +93,20 @@ def openapi(routes: Sequence[Route]) -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {"title": "jaxserve", "version": jaxserve.__version__},
+        "security": [{}, {"key": []}],  # the server may have no keys
         "paths": paths,
-        "components": {"schemas": definitions.get("$defs", {})},
+        "components": {
+            "schemas": definitions.get("$defs", {}),
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
     }
 
 
 def _operation(name: str, operation: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
     described: dict[str, Any] = {"operationId": "_".join(name.lower().replace(".", "/").replace("/", " ").split())}
     described["summary"] = operation.summary
-    errors = {500, *operation.errors}
+    errors = _ANY | {*operation.errors} | (_WITH_BODY if operation.takes else set())
     if operation.takes:
-        errors.add(400)
         described["requestBody"] = {"required": True, "content": _json(schemas[operation.takes])}
     if isinstance(operation.answers, str):
         content: dict[str, Any] = {operation.answers: {"schema": {"type": "string"}}}

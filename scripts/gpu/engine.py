@@ -282,7 +282,8 @@ class _Run:
         params = SamplingParams(temperature=0, max_tokens=output, ignore_eos=True)
         for index in range(count):
             ids = rng.integers(vocabulary, size=prompt).tolist()
-            self.engine.add({"prompt_token_ids": ids}, params, request_id=str(index))
+            checked = self.engine.inputs.check({"prompt_token_ids": ids}, params)
+            self.engine.add(checked, params, request_id=str(index))
 
     def _step(self) -> list:
         if self._clock.left <= 0:

@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import jaxserve
 from jaxserve.cli.main import COMMANDS, main
+from jaxserve.server.config import ServerConfig
 
 BAD = {
     "genrate": "there is no command 'genrate'; did you mean 'generate'?",
@@ -74,12 +76,15 @@ def test_help_comes_without_jax(command: str):
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
 
 
-def test_serve_passes_on_what_it_was_told(monkeypatch: pytest.MonkeyPatch):
+def test_serve_passes_on_what_it_was_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     from jaxserve.server import serve
 
     calls = []
-    monkeypatch.setattr(serve, "run", lambda config, **named: calls.append((config, named)))
-    assert main("serve --port 8123 --served-model-name demo --page-size 16".split()) == 0
-    ((config, named),) = calls
-    assert config == jaxserve.EngineConfig(page_size=16)
-    assert named == {"host": "127.0.0.1", "port": 8123, "served_model_name": "demo"}
+    monkeypatch.setattr(serve, "run", lambda *configs: calls.append(configs))
+    preset = tmp_path / "preset.yaml"
+    preset.write_text("drain-timeout: 3\nmax_num_seqs: 2\nport: 1\n")
+    words = f"serve --port 8123 --served-model-name demo --page-size 16 --config {preset}"
+    assert main(words.split()) == 0
+    ((config, server),) = calls
+    assert config == jaxserve.EngineConfig(page_size=16, max_num_seqs=2)
+    assert server == ServerConfig(port=8123, served_model_name="demo", drain_timeout=3)

@@ -86,14 +86,14 @@ def test_a_request_gets_the_tokens_of_one_version(llm: LLM, versions: tuple[nnx.
 
     params = SamplingParams(temperature=0, max_tokens=12, n=2)  # six sequences for four places: some wait
     for number, prompt in enumerate(PROMPTS):
-        engine.add(prompt, params, request_id=f"before {number}")
+        engine.add(engine.inputs.check(prompt, params), params, request_id=f"before {number}")
     for _ in range(3):
         step()
     assert engine.scheduler.num_waiting
     engine.update_weights(new)
     for number, prompt in enumerate(PROMPTS):
-        engine.add(prompt, params, request_id=f"after {number}", priority=-1)
-    engine.add(PROMPTS[0], params, request_id="unwanted")
+        engine.add(engine.inputs.check(prompt, params), params, request_id=f"after {number}", priority=-1)
+    engine.add(engine.inputs.check(PROMPTS[0], params), params, request_id="unwanted")
     engine.abort("unwanted")
     assert engine.waits_for_new_weights
     while engine.has_unfinished:

@@ -41,7 +41,8 @@ def test_sequences_and_pages_are_where_they_are(tiny_llm: Callable[..., Any]) ->
     engine = (llm := tiny_llm()).engine
     params = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
     for number in range(6):  # four run at a time
-        engine.add({"prompt_token_ids": [number + 1] * 20}, params, request_id=str(number))
+        prompt = engine.inputs.check({"prompt_token_ids": [number + 1] * 20}, params)
+        engine.add(prompt, params, request_id=str(number))
     assert (engine.stats().running, engine.stats().waiting) == (0, 6)
     for _ in range(6):
         engine.step()

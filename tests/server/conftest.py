@@ -4,6 +4,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -12,8 +13,8 @@ from starlette.types import ASGIApp
 
 from jaxserve import LLM, RequestOutput, SamplingParams
 from jaxserve.server.app import build_app
-from jaxserve.server.async_engine import AsyncEngine
 from tests.server.cases import COMPLETIONS, CONVERSATION, MODEL_NAME
+from tests.server.core_thread import core_thread
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +40,7 @@ def offline(llm: LLM) -> dict[str, RequestOutput]:
 @pytest.fixture(scope="session")
 def server(llm: LLM, offline: dict[str, RequestOutput]) -> Iterator[str]:
     """The server's address. From here on, the engine belongs to the server's thread."""
-    with serving(build_app(AsyncEngine(llm.engine), MODEL_NAME)) as address:
+    with core_thread(llm.engine) as core, serving(build_app(core.client, MODEL_NAME)) as address:
         yield address
 
 
@@ -50,10 +51,10 @@ def client(server: str) -> Iterator[httpx.Client]:
 
 
 @contextlib.contextmanager
-def serving(app: ASGIApp) -> Iterator[str]:
-    """`app` behind uvicorn, on a free port of the loopback interface; its address."""
+def serving(app: ASGIApp, **settings: Any) -> Iterator[str]:
+    """`app` behind uvicorn with these settings, on a free port of the loopback interface; its address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", **settings))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

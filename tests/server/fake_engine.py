@@ -5,9 +5,10 @@ import itertools
 import threading
 import time
 import types
+from collections.abc import Callable
 
 from jaxserve.config import EngineConfig
-from jaxserve.engine.input_processor import CheckedInput, Prompt
+from jaxserve.engine.input_processor import CheckedInput, Limits, Prompt
 from jaxserve.errors import InputError
 from jaxserve.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from jaxserve.sampling_params import SamplingParams
@@ -18,14 +19,17 @@ class FakeEngine:
     """The token at place i of any completion is i, its text " i". The prompt "bad" is refused when it is added."""
 
     def __init__(self, **sampling_defaults: float):
-        self.config = EngineConfig(max_model_len=100)
-        self.sampling_defaults = sampling_defaults
-        self.tokenizer = None
+        self.config = EngineConfig(max_model_len=100, max_num_seqs=4)
+        self.sampling_defaults, self.attention, self.startup_seconds = sampling_defaults, "none", {}
+        limits = Limits(vocab_size=1000, max_model_len=100, max_logprobs=20, eos_token_ids=frozenset())
         self.inputs = types.SimpleNamespace(
             check=self._check,
             render_chat=lambda messages, **_: [1],
             tokenize=lambda text, **_: [666 if text == "bad" else 1],
+            tokenizer=None,
+            limits=limits,
         )
+        self.on_begin: Callable[[str], None] = lambda request_id: None
         self.running: dict[str, tuple[SamplingParams, itertools.count]] = {}
         self.added: list[tuple[str, SamplingParams, int]] = []  # id, settings, priority
         self.salts: list[str] = []
@@ -39,13 +43,21 @@ class FakeEngine:
         self.steps_before_error = 0
 
     def _check(self, prompt: Prompt, params: SamplingParams) -> CheckedInput:
+        text = prompt if isinstance(prompt, str) else None
         token_ids = prompt["prompt_token_ids"] if isinstance(prompt, dict) else self.inputs.tokenize(prompt)
-        return CheckedInput(None, token_ids, params.max_tokens or 16, frozenset())
+        return CheckedInput(text, token_ids, params.max_tokens or 16, frozenset())
 
     def add(
-        self, prompt: Prompt, params: SamplingParams, *, request_id: str, priority: int = 0, cache_salt: str = ""
+        self,
+        checked: CheckedInput,
+        params: SamplingParams,
+        *,
+        request_id: str,
+        priority: int,
+        cache_salt: str,
+        stream: bool,
     ) -> None:
-        if prompt == {"prompt_token_ids": [666]}:
+        if checked.prompt_token_ids == [666]:
             raise InputError("the prompt is bad; give a good one")
         self.running[request_id] = params, itertools.count()
         self.added.append((request_id, params, priority))
@@ -54,6 +66,10 @@ class FakeEngine:
     def abort(self, request_id: str) -> None:
         self.aborted.append(request_id)
         self.running.pop(request_id, None)
+
+    def abort_all(self) -> None:
+        for request_id in list(self.running):
+            self.abort(request_id)
 
     @property
     def has_unfinished(self) -> bool:
@@ -70,6 +86,8 @@ class FakeEngine:
             raise self.error
         time.sleep(self.seconds_per_step)
         self.steps += 1
+        for request_id in self.running.keys() - self.stepped:
+            self.on_begin(request_id)
         self.stepped |= self.running.keys()
         deltas = []
         for request_id, (params, tokens) in list(self.running.items()):

@@ -8,9 +8,9 @@ import pytest
 
 from jaxserve.server import batch
 from jaxserve.server.app import build_app
-from jaxserve.server.async_engine import AsyncEngine
 from jaxserve.server.batch import run_batch
 from tests.server.cases import CONVERSATION, MODEL_NAME
+from tests.server.core_thread import core_thread
 from tests.server.fake_engine import FakeEngine
 
 COMPLETE = {"prompt": "x", "max_tokens": 3}
@@ -22,8 +22,9 @@ def line(custom_id: str, url: str = "/v1/completions", body: Any = COMPLETE, **f
 
 def results(lines: list[str], fake: FakeEngine | None = None) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    app = build_app(AsyncEngine(fake or FakeEngine()), MODEL_NAME)
-    asyncio.run(run_batch(app, lines, lambda result: found.append(json.loads(result.to_json()))))
+    with core_thread(fake or FakeEngine()) as core:
+        app = build_app(core.client, MODEL_NAME)
+        asyncio.run(run_batch(app, lines, lambda result: found.append(json.loads(result.to_json()))))
     return found
 
 

@@ -10,12 +10,10 @@ from schemathesis.checks import CHECKS, load_all_checks
 from starlette.routing import Route
 
 from jaxserve.server.app import build_app
-from jaxserve.server.async_engine import AsyncEngine
 from jaxserve.server.openapi import Operation, openapi
 from jaxserve.server.protocol.chat import ChatCompletionRequest
 from jaxserve.server.protocol.completions import CompletionRequest
 from tests.server.cases import MODEL_NAME
-from tests.server.fake_engine import FakeEngine
 
 load_all_checks()
 CHECKED = CHECKS.get_by_names(
@@ -29,7 +27,7 @@ CHECKED = CHECKS.get_by_names(
     ]
 )
 MOST = {"max_tokens": 2, "max_completion_tokens": 2, "n": 2, "best_of": 2}  # so that no request runs for long
-ROUTES = [route for route in build_app(AsyncEngine(FakeEngine()), MODEL_NAME).routes if isinstance(route, Route)]
+ROUTES = [route for route in build_app(None, MODEL_NAME).routes if isinstance(route, Route)]
 
 
 DESCRIBED = schemathesis.openapi.from_dict(openapi(ROUTES))

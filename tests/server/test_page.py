@@ -5,8 +5,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+from starlette.testclient import TestClient
 
+from jaxserve.server.app import build_app
+from jaxserve.server.keys import ApiKeys
 from jaxserve.server.routes.page import FILES, POLICY
+from tests.server.cases import MODEL_NAME, error
+from tests.server.core_thread import core_thread
+from tests.server.fake_engine import FakeEngine
 
 NAMES = sorted(path.name for path in FILES.iterdir())
 
@@ -46,6 +52,18 @@ def test_a_file_that_has_not_changed_is_not_sent_again(client: httpx.Client) -> 
     first = client.get("/static/page.js")
     again = client.get("/static/page.js", headers={"If-None-Match": first.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
+
+
+def test_the_page_needs_no_key_and_its_calls_do() -> None:
+    with (
+        core_thread(FakeEngine()) as core,
+        TestClient(build_app(core.client, MODEL_NAME, keys=ApiKeys({"me": "secret"}))) as client,
+    ):
+        for path in ("/", *(f"/static/{name}" for name in NAMES)):
+            assert client.get(path).status_code == 200
+        for path in ("/stats", "/v1/models", "/version", "/openapi.json", "/static"):
+            error(client.get(path), 401)
+            assert client.get(path, headers={"Authorization": "Bearer secret"}).status_code != 401
 
 
 @pytest.mark.parametrize("path", ["/static/", "/static/page.py", "/static/..%2fapp.py", "/static/%2e%2e/app.py"])

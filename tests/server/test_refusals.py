@@ -6,7 +6,6 @@ from typing import Any
 import httpx
 import pytest
 
-from jaxserve.server import incoming
 from jaxserve.server.protocol.chat import ChatCompletionRequest, Message
 from jaxserve.server.protocol.completions import CompletionRequest
 from tests.server.cases import MODEL_NAME, error, events
@@ -189,12 +188,6 @@ def test_a_body_that_is_no_request(client: httpx.Client, path: str) -> None:
     assert error(client.post(path, content=b"[1]"), 400)["message"] == "the body is [1]; give an object"
     missing = "prompt" if path == COMPLETIONS else "messages"
     assert error(client.post(path, json={}), 400)["message"] == f"{missing} is missing; give it"
-
-
-def test_a_body_that_is_too_large(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(incoming, "MAX_BODY_BYTES", 1000)
-    found = error(client.post(COMPLETIONS, json=GOOD[COMPLETIONS] | {"prompt": "x" * 10**7}), 400)
-    assert "at most 1000 are possible" in found["message"]
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -9,9 +9,10 @@ from starlette.testclient import TestClient
 
 from jaxserve import SamplingParams
 from jaxserve.server.app import build_app
-from jaxserve.server.async_engine import AsyncEngine, EngineDead
+from jaxserve.server.failures import EngineDead
 from jaxserve.stats import EngineStats
 from tests.server.cases import MODEL_NAME, error
+from tests.server.core_thread import core_thread, running
 from tests.server.fake_engine import FakeEngine
 
 
@@ -38,7 +39,7 @@ def test_they_are_told_while_requests_run(client: httpx.Client) -> None:
 def test_a_dead_engine_has_none() -> None:
     fake = FakeEngine()
     fake.error = RuntimeError("the device is lost")
-    with TestClient(build_app(AsyncEngine(fake), MODEL_NAME)) as client:
+    with core_thread(fake) as core, TestClient(build_app(core.client, MODEL_NAME)) as client:
         assert client.get("/stats").status_code == 200
         assert client.post("/v1/completions", json={"prompt": "x"}).status_code == 500
         assert "stopped after an error" in error(client.get("/stats"), 500)["message"]
@@ -49,7 +50,7 @@ async def test_whoever_asks_while_the_engine_dies_is_told() -> None:
     fake = FakeEngine()
     fake.may_step.clear()
     fake.error = RuntimeError("the device is lost")
-    async with AsyncEngine(fake) as engine:
+    async with running(fake) as engine:
         tokens = engine.generate({"1": "x"}, SamplingParams())
         request = asyncio.ensure_future(anext(tokens))
         while not fake.running:

@@ -8,8 +8,8 @@ from starlette.testclient import TestClient
 
 from jaxserve import LLM
 from jaxserve.server.app import build_app
-from jaxserve.server.async_engine import AsyncEngine
 from tests.server.cases import CONVERSATION, MODEL_NAME, PROMPT, error
+from tests.server.core_thread import core_thread
 from tests.server.fake_engine import FakeEngine
 
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
@@ -61,7 +61,7 @@ class BeginsWithOne:
 
 
 def test_special_tokens_are_added_unless_told(llm: LLM, client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llm.engine.inputs, "_tokenizer", BeginsWithOne())
+    monkeypatch.setattr(llm.engine.inputs, "tokenizer", BeginsWithOne())
     assert tokenize(client, prompt="ab")["tokens"] == [1, 97, 98]
     assert tokenize(client, prompt="ab", add_special_tokens=False)["tokens"] == [97, 98]
 
@@ -109,5 +109,5 @@ def test_the_tokenizer_is_described(client: httpx.Client, llm: LLM) -> None:
 
 
 def test_an_engine_without_a_tokenizer_says_so() -> None:
-    with TestClient(build_app(AsyncEngine(FakeEngine()), MODEL_NAME)) as client:
+    with core_thread(FakeEngine()) as core, TestClient(build_app(core.client, MODEL_NAME)) as client:
         assert "skip_tokenizer_init" in error(client.get("/tokenizer_info"), 400)["message"]

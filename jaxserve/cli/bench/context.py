@@ -149,7 +149,7 @@ def _beside(llm: "LLM", length: int, count: int) -> dict[str, Any]:
     short = SamplingParams(temperature=0, max_tokens=limit, ignore_eos=True, detokenize=False)
     for number in range(count):
         prompt = {"prompt_token_ids": _prompt(llm, _SHORT_PROMPT, seed=number)}
-        engine.add(prompt, short, request_id=f"short {number}")
+        engine.add(engine.inputs.check(prompt, short), short, request_id=f"short {number}")
     seen: dict[str, float] = {}
     while len(seen) < count:
         seen |= {delta.request_id: time.perf_counter() for delta in engine.step()}
@@ -164,11 +164,8 @@ def _beside(llm: "LLM", length: int, count: int) -> dict[str, Any]:
 
     steps = min(_UNDISTURBED, limit // (3 * engine.config.max_decode_steps))  # the short ones must not end by then
     undisturbed = [wait for _ in range(steps) for wait in step()[0]]
-    engine.add(
-        {"prompt_token_ids": _prompt(llm, length, seed=-1 % 2**32)},
-        dataclasses.replace(short, max_tokens=1),
-        request_id="long",
-    )
+    long, one = {"prompt_token_ids": _prompt(llm, length, seed=-1 % 2**32)}, dataclasses.replace(short, max_tokens=1)
+    engine.add(engine.inputs.check(long, one), one, request_id="long")
     start, waits, done = time.perf_counter(), [], False
     while not done:
         waited, done = step()

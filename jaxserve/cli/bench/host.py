@@ -79,7 +79,7 @@ def _decoding_engine(sequences: int, steps: int, *, stream: bool) -> "Engine":
     for index in range(sequences):
         # Prompts of their own: nothing is shared, and no two cross into a new page because of one another.
         ids = {"prompt_token_ids": [index % 30_000 + 1] * (prompt + index % 60)}
-        engine.add(ids, params, request_id=str(index), stream=stream)
+        engine.add(engine.inputs.check(ids, params), params, request_id=str(index), stream=stream)
     while engine.scheduler.num_waiting:
         engine.step()
     for _ in range(3):

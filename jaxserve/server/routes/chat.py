@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from starlette.requests import Request
 from starlette.responses import Response
 
+from jaxserve.engine.input_processor import Prompt
 from jaxserve.errors import InputError
 from jaxserve.outputs import CompletionOutput, RequestOutput
 from jaxserve.sampling_params import SamplingParams
 from jaxserve.server.incoming import read_body
 from jaxserve.server.logprobs import chat_logprobs, prompt_logprobs
-from jaxserve.server.openapi import Operation, describes
+from jaxserve.server.openapi import GENERATES, Operation, describes
 from jaxserve.server.protocol.base import Usage
 from jaxserve.server.protocol.chat import (
     AnswerMessage,
@@ -39,7 +40,7 @@ class Chat:
             takes=ChatCompletionRequest,
             answers=ChatCompletion,
             streams=ChatChunk,
-            errors=(404,),
+            errors=GENERATES,
         )
     )
     async def create(self, request: Request) -> Response:
@@ -56,7 +57,8 @@ class Chat:
         logger.debug("%s: user %r, %s", reply.id, body.user, params)
         messages = [message.for_template() for message in body.messages]
         token_ids = await engine.render_chat(messages, **body.template_arguments())
-        deltas = engine.generate({reply.id: {"prompt_token_ids": token_ids}}, params, priority=body.priority)
+        prompts: dict[str, Prompt] = {reply.id: {"prompt_token_ids": token_ids}}
+        deltas = engine.generate(prompts, params, priority=body.priority, stream=bool(body.stream))
         return await answer(request, reply, deltas, stream=body.stream, include_usage=body.include_usage)
 
 

@@ -7,12 +7,13 @@ from typing import NamedTuple
 from starlette.requests import Request
 from starlette.responses import Response
 
+from jaxserve.engine.input_processor import Prompt
 from jaxserve.outputs import CompletionOutput, Logprobs, RequestOutput
 from jaxserve.sampling_params import SamplingParams
-from jaxserve.server.async_engine import AsyncEngine
+from jaxserve.server.core.client import EngineClient
 from jaxserve.server.incoming import read_body
 from jaxserve.server.logprobs import completion_logprobs, prompt_logprobs
-from jaxserve.server.openapi import Operation, describes
+from jaxserve.server.openapi import GENERATES, Operation, describes
 from jaxserve.server.protocol.base import Usage
 from jaxserve.server.protocol.completions import (
     Completion,
@@ -27,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 
 class _Prompt(NamedTuple):
-    token_ids: list[int]
-    text: str | None  # if it is what the client sent
+    for_engine: Prompt
+    text: str | None  # of all of it, if the client sent that
 
 
 class Completions:
@@ -41,7 +42,7 @@ class Completions:
             takes=CompletionRequest,
             answers=Completion,
             streams=Completion,
-            errors=(404,),
+            errors=GENERATES,
         )
     )
     async def create(self, request: Request) -> Response:
@@ -52,36 +53,39 @@ class Completions:
         prompts = [await self._prompt(body, params, prompt) for prompt in body.prompt]
         reply = _CompletionReply(body, params, self._served.name, prompts, engine)
         logger.debug("%s: user %r, %s", reply.id, body.user, params)
-        deltas = engine.generate(reply.engine_prompts, params, priority=body.priority, cache_salt=body.cache_salt or "")
+        deltas = engine.generate(
+            reply.engine_prompts,
+            params,
+            priority=body.priority,
+            cache_salt=body.cache_salt or "",
+            stream=bool(body.stream),
+        )
         return await answer(request, reply, deltas, stream=body.stream, include_usage=body.include_usage)
 
     async def _prompt(self, body: CompletionRequest, params: SamplingParams, prompt: str | list[int]) -> _Prompt:
-        """A prompt as tokens, and the text that an echo begins with."""
-        engine = self._served.engine
+        engine, room = self._served.engine, body.truncate_prompt_tokens
+        text = prompt if isinstance(prompt, str) else None
+        if text is not None and room is None and body.add_special_tokens is not False:
+            return _Prompt(text, text)
         if isinstance(prompt, str):
-            token_ids = await engine.tokenize(prompt, add_special_tokens=body.add_special_tokens is not False)
-        else:
-            token_ids = prompt
-        room = body.truncate_prompt_tokens
+            prompt = await engine.tokenize(prompt, add_special_tokens=body.add_special_tokens is not False)
         if room == -1:
             room = max(1, engine.max_model_len - (params.max_tokens or 1))
-        if room is not None and len(token_ids) > room:
-            prompt = token_ids = token_ids[-room:]
-        return _Prompt(token_ids, prompt if isinstance(prompt, str) else None)
+        if room is not None and len(prompt) > room:
+            return _Prompt({"prompt_token_ids": prompt[-room:]}, None)
+        return _Prompt({"prompt_token_ids": prompt}, text)
 
 
 class _CompletionReply(Reply):
     """Each prompt is an engine request of its own; choice `number * n + i` is completion i of prompt `number`."""
 
     def __init__(
-        self, body: CompletionRequest, params: SamplingParams, model: str, prompts: list[_Prompt], engine: AsyncEngine
+        self, body: CompletionRequest, params: SamplingParams, model: str, prompts: list[_Prompt], engine: EngineClient
     ):
         super().__init__("cmpl", model, body.request_id)
         self._body, self._params, self._prompts, self._engine = body, params, prompts, engine
         ids = [f"{self.id}-{number}" for number in range(len(prompts))]
-        self.engine_prompts = {
-            request_id: {"prompt_token_ids": prompt.token_ids} for request_id, prompt in zip(ids, prompts, strict=True)
-        }
+        self.engine_prompts = {request_id: prompt.for_engine for request_id, prompt in zip(ids, prompts, strict=True)}
         self._numbers = {request_id: number for number, request_id in enumerate(ids)}
         self._prompt_logprobs: dict[str, list[Logprobs | None]] = {}  # by request id; they come with the first delta
         self._offsets: dict[int, int] = {}  # of each choice that has begun: where its next token's text begins
@@ -124,7 +128,7 @@ class _CompletionReply(Reply):
             self._prompt_logprobs[output.request_id] = output.prompt_logprobs
         choice = CompletionChoice(
             index=index,
-            text=self._prompt_text(number) + completion.text if echoes else completion.text,
+            text=self._prompt_text(number, output) + completion.text if echoes else completion.text,
             logprobs=self._logprobs(index, output, completion, echoes),
             finish_reason=completion.finish_reason,
             stop_reason=completion.stop_reason,
@@ -159,6 +163,6 @@ class _CompletionReply(Reply):
         )
         return logprobs
 
-    def _prompt_text(self, number: int) -> str:
-        prompt = self._prompts[number]
-        return self._engine.decode(prompt.token_ids) if prompt.text is None else prompt.text
+    def _prompt_text(self, number: int, output: RequestOutput) -> str:
+        text = self._prompts[number].text
+        return self._engine.decode(output.prompt_token_ids) if text is None else text

@@ -11,8 +11,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from jaxserve.outputs import RequestOutput, add_delta
-from jaxserve.server.async_engine import EngineDead
+from jaxserve.server import logs
 from jaxserve.server.errors import as_api_error
+from jaxserve.server.failures import Unserved
 from jaxserve.server.incoming import while_connected
 from jaxserve.server.protocol.base import ResponseType, Usage, UsageWanted
 
@@ -53,6 +54,7 @@ async def answer(
     include_usage: UsageWanted = UsageWanted.NOWHERE,
 ) -> Response:
     """The response. A stream begins with the first delta, so that whatever fails before has a status of its own."""
+    logs.note(id=reply.id)
     try:
         if stream:
             first = await while_connected(request, anext(deltas))
@@ -64,6 +66,7 @@ async def answer(
     counter = _Counter()
     for output in outputs:
         counter.count(output)
+    counter.note()
     return json_response(reply.whole(outputs, counter.usage))
 
 
@@ -88,8 +91,11 @@ async def _events(reply: Reply, first: RequestOutput, deltas: Deltas, include_us
         if include_usage:
             yield reply.usage_chunk(counter.usage).to_json()
         yield "[DONE]"
-    except EngineDead as error:  # the status is sent; without [DONE], nobody can take what came for all
+    except Unserved as error:  # the status is sent; without [DONE], nobody can take what came for all
+        logs.note(error=str(error))
         yield as_api_error(error).body().to_json()
+    finally:
+        counter.note()
 
 
 class _EventStream(EventSourceResponse):
@@ -116,6 +122,9 @@ class _Counter:
     def count(self, delta: RequestOutput) -> None:
         self._prompts[delta.request_id] = len(delta.prompt_token_ids)
         self._completions += sum(len(output.token_ids) for output in delta.outputs)
+
+    def note(self) -> None:
+        logs.note(prompt_tokens=sum(self._prompts.values()), completion_tokens=self._completions)
 
     @property
     def usage(self) -> Usage:

@@ -3,7 +3,7 @@
 import dataclasses
 import time
 
-from jaxserve.server.async_engine import AsyncEngine
+from jaxserve.server.core.client import EngineClient
 from jaxserve.server.errors import ApiError
 
 
@@ -11,7 +11,7 @@ from jaxserve.server.errors import ApiError
 class Served:
     """The one model, under the name that clients know it by."""
 
-    engine: AsyncEngine
+    engine: EngineClient
     name: str
     since: int = dataclasses.field(default_factory=lambda: int(time.time()))
 

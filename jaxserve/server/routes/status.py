@@ -1,4 +1,4 @@
-"""`/v1/models`, `/version` and `/health`."""
+"""`/v1/models`, `/version`, `/health` and `/ready`."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ from starlette.responses import JSONResponse, Response
 
 import jaxserve
 from jaxserve.server.errors import ApiError
+from jaxserve.server.failures import EngineDead
 from jaxserve.server.openapi import Operation, describes
 from jaxserve.server.protocol.models import ModelCard, ModelList
 from jaxserve.server.routes.reply import json_response
@@ -34,6 +35,16 @@ class Status:
 
     @describes(Operation(summary="Whether the engine runs", answers=dict[str, Any], errors=(503,)))
     async def health(self, request: Request) -> Response:
-        if not self._served.engine.is_healthy:
-            raise ApiError(503, "the engine does not run; restart the server")
+        """Good once the engine has shown that it steps, or has nothing to do and answers."""
+        try:
+            await self._served.engine.check_health()
+        except EngineDead as error:
+            raise ApiError(503, str(error)) from None
+        return JSONResponse({})
+
+    @describes(Operation(summary="Whether requests are taken", answers=dict[str, Any], errors=(503,)))
+    async def ready(self, request: Request) -> Response:
+        """Good while requests are taken, which ends before the server does."""
+        if not self._served.engine.takes_requests:
+            raise ApiError(503, "the server takes no requests; ask another one")
         return JSONResponse({})

@@ -83,7 +83,7 @@ class Tokenization:
 
     @property
     def _tokenizer(self) -> Any:
-        tokenizer = self._served.engine.tokenizer
+        tokenizer = self._served.engine.inputs.tokenizer
         if tokenizer is None:
             raise InputError("this engine was started with skip_tokenizer_init=True and has no tokenizer")
         return tokenizer

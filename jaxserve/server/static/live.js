@@ -22,7 +22,9 @@ export async function look() {
   } catch (error) {
     if (!(error instanceof Failure)) throw error;
     lastLook = null;
-    showPulse("lost", "unreachable");
+    const wantsKey = error.status === 401;
+    if (wantsKey) $("#access").open = true;
+    showPulse("lost", wantsKey ? "wants an API key" : "unreachable");
   } finally {
     clearTimeout(nextLook);
     nextLook = document.hidden ? null : setTimeout(look, INTERVAL);

@@ -2,7 +2,13 @@
 
 export const server = { model: "", key: "" }; // its model's name, once it is known, and the key that it may ask for
 
-export class Failure extends Error {} // its message is for the reader
+/** Its message is for the reader; `status` is the server's, if it has answered. */
+export class Failure extends Error {
+  constructor(message, status = 0) {
+    super(message);
+    this.status = status;
+  }
+}
 
 export async function call(path, options = {}) {
   const headers = { "Content-Type": "application/json", ...(server.key && { Authorization: `Bearer ${server.key}` }) };
@@ -15,7 +21,7 @@ export async function call(path, options = {}) {
   }
   if (response.ok) return response;
   const told = await response.json().catch(() => null);
-  throw new Failure(sentence(told?.error?.message ?? `The server answered with status ${response.status}.`));
+  throw new Failure(sentence(told?.error?.message ?? `The server answered with status ${response.status}.`), response.status);
 }
 
 const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");

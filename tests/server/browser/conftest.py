@@ -103,7 +103,9 @@ class Page:
 def visit(chromium: webdriver.Chrome) -> Callable[..., Page]:
     """A function that opens the page of a server as a first visitor sees it."""
 
-    def open_page(address: str, *, width: int = 1280, height: int = 860, scheme: str = "light") -> Page:
+    def open_page(
+        address: str, *, width: int = 1280, height: int = 860, scheme: str = "light", known: bool = True
+    ) -> Page:
         phone = width < 600
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": phone}
         chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
@@ -115,7 +117,8 @@ def visit(chromium: webdriver.Chrome) -> Callable[..., Page]:
         chromium.get(address)
         chromium.get_log("browser")
         page = Page(chromium)
-        page.wait(lambda: page.text("#model"))
+        if known:
+            page.wait(lambda: page.text("#model"))
         return page
 
     return open_page

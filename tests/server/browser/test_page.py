@@ -9,10 +9,11 @@ import pytest
 from selenium.webdriver.common.keys import Keys
 
 from jaxserve.server.app import build_app
-from jaxserve.server.async_engine import AsyncEngine
+from jaxserve.server.keys import ApiKeys
 from tests.server.browser.conftest import Page
 from tests.server.cases import MODEL_NAME
 from tests.server.conftest import serving
+from tests.server.core_thread import core_thread
 from tests.server.fake_engine import FakeEngine
 
 Visit = Callable[..., Page]
@@ -28,7 +29,7 @@ def slow() -> FakeEngine:
 
 @pytest.fixture
 def slow_page(slow: FakeEngine, visit: Visit) -> Iterator[Page]:
-    with serving(build_app(AsyncEngine(slow), MODEL_NAME)) as address:
+    with core_thread(slow) as core, serving(build_app(core.client, MODEL_NAME)) as address:
         yield visit(address)
 
 
@@ -172,11 +173,27 @@ def test_an_error_within_the_stream_is_shown_beside_what_came(slow_page: Page, s
 
 
 def test_a_server_that_is_gone_is_told(slow: FakeEngine, visit: Visit) -> None:
-    with serving(build_app(AsyncEngine(slow), MODEL_NAME)) as address:
+    with core_thread(slow) as core, serving(build_app(core.client, MODEL_NAME)) as address:
         page = visit(address)
     page.ask("Hello")
     assert page.text(".problem") == "The server cannot be reached."
     page.wait(lambda: page.text("#pulse") == "unreachable")
+
+
+def test_a_server_with_keys_is_served_once_it_has_one(slow: FakeEngine, visit: Visit) -> None:
+    slow.seconds_per_step = 0.0
+    app_keys = ApiKeys({"me": "secret"})
+    with core_thread(slow) as core, serving(build_app(core.client, MODEL_NAME, keys=app_keys)) as address:
+        page = visit(address, known=False)
+        page.wait(lambda: page.text("#pulse") == "wants an API key")
+        page.set("max_tokens", "5")
+        page.ask("Count.")
+        assert "no such API key" in page.text(".problem")
+        page.find("[name=key]").send_keys("secret")
+        page.wait(lambda: page.text("#model") == MODEL_NAME)
+        page.click("[aria-label='Answer again']")
+        page.wait(lambda: page.text(".assistant .text") == "0 1 2 3 4")
+        assert "secret" not in page.run("return JSON.stringify(localStorage)")
 
 
 # The engine, live

@@ -1,0 +1,101 @@
+"""The engine core's loop: messages are read between two steps, and what each step added is sent."""
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from jaxserve.errors import InputError
+from jaxserve.server.core.channel import Channel, Closed
+from jaxserve.server.core.messages import Abort, Add, Delta, Ping, Pong, Ready, Refused, Stepped, ToCore
+
+if TYPE_CHECKING:  # it brings JAX with it
+    from jaxserve.engine.engine import Engine
+
+_MAX_UNSENT = 64 * 2**20  # bytes; a server that far behind has stopped reading
+_LAST_WORDS_SECONDS = 5  # for the server to take what came before an error
+
+
+def describe(engine: "Engine") -> Ready:
+    """What the server has to know of the engine."""
+    return Ready(
+        engine.config, engine.inputs.limits, engine.sampling_defaults, engine.attention, engine.startup_seconds
+    )
+
+
+class CoreLoop:
+    """Runs an `Engine` for the server at the other end of the channel, until that is closed.
+
+    Everything happens in one thread. It waits for messages only while the engine has nothing to do, and for the server
+    to read only if that is hopelessly behind.
+    """
+
+    def __init__(self, engine: "Engine", channel: Channel[ToCore]):
+        self._engine, self._channel = engine, channel
+        self._begun: list[str] = []  # requests, since the last message
+        engine.on_begin = self._begun.append
+
+    def run(self) -> None:
+        """Returns once the server has gone, and raises what the engine fails with; the channel is closed either way."""
+        try:
+            while True:
+                for message in self._channel.receive(wait=not self._engine.has_unfinished):
+                    self._handle(message)
+                if self._engine.has_unfinished:
+                    self._step()
+        except Closed:
+            self._engine.abort_all()
+        except BaseException:
+            with contextlib.suppress(Closed):
+                self._channel.drain(_LAST_WORDS_SECONDS)
+            raise
+        finally:
+            self._channel.close()
+
+    def _handle(self, message: ToCore) -> None:
+        match message:
+            case Add():
+                self._add(message)
+            case Abort():
+                self._abort(message.request_ids)
+            case Ping():
+                self._channel.send(Pong(self._engine.stats()))
+            case _:
+                raise TypeError(f"the server sent {type(message).__name__} to an engine that runs")
+
+    def _add(self, message: Add) -> None:
+        added: list[str] = []
+        try:
+            for request_id, checked in message.requests.items():
+                self._engine.add(
+                    checked,
+                    message.params,
+                    request_id=request_id,
+                    priority=message.priority,
+                    cache_salt=message.cache_salt,
+                    stream=message.stream,
+                )
+                added.append(request_id)
+        except InputError as error:
+            self._abort(added)
+            self._channel.send(Refused([*message.requests], str(error)))
+
+    def _abort(self, request_ids: list[str]) -> None:
+        for request_id in request_ids:
+            self._engine.abort(request_id)
+
+    def _step(self) -> None:
+        outputs = self._engine.step()
+        if outputs or self._begun:
+            deltas = [
+                Delta(
+                    output.request_id,
+                    output.outputs,
+                    output.finished,
+                    output.metrics if output.finished else None,
+                    output.prompt_logprobs,
+                )
+                for output in outputs
+            ]
+            self._channel.send(Stepped(self._begun, deltas))
+            self._begun.clear()
+        if self._channel.unsent > _MAX_UNSENT:
+            self._channel.drain(to=_MAX_UNSENT // 2)
