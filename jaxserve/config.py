@@ -8,6 +8,7 @@ from typing import Any, Self, get_args, get_origin
 
 import yaml
 
+from jaxserve.chat.styles import REASONING_PARSERS, TOOL_CALL_PARSERS
 from jaxserve.errors import InputError, nearest
 
 DEMO_MODEL = Path(__file__).parent / "demo_model"
@@ -85,6 +86,14 @@ class EngineConfig(Settings):
     )
     tokenizer: str | None = setting(None, "directory of the tokenizer, if not the model's")
     skip_tokenizer_init: bool = setting(False, "load no tokenizer: token ids in, token ids out")
+    chat_template: str | None = setting(None, "file of a chat template to use in place of the checkpoint's own")
+    reasoning_parser: str = setting(
+        "auto",
+        f"style of its reasoning: {', '.join(REASONING_PARSERS)}; auto tells it from chat template and tokenizer",
+    )
+    tool_call_parser: str = setting(
+        "auto", f"style of its tool calls: {', '.join(TOOL_CALL_PARSERS)}; none leaves them in the text"
+    )
     load_format: str = setting(
         "auto", "auto reads the checkpoint; dummy makes random weights from config.json alone, to measure speed"
     )
@@ -137,6 +146,8 @@ class EngineConfig(Settings):
         self._one_of("dtype", DTYPES)
         self._one_of("load_format", LOAD_FORMATS)
         self._one_of("attention_backend", ATTENTION_BACKENDS)
+        self._one_of("reasoning_parser", REASONING_PARSERS)
+        self._one_of("tool_call_parser", TOOL_CALL_PARSERS)
         self._at_least(1, "tensor_parallel_size", "page_size", "max_decode_steps")
         self._at_least(1, "max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_pages")
         self._at_least(0, "max_logprobs")

@@ -1,5 +1,7 @@
 """`LLM`: the Python API, in-process and offline."""
 
+import contextlib
+import dataclasses
 import itertools
 import sys
 import time
@@ -10,6 +12,8 @@ from typing import Any
 
 from flax import nnx
 
+from jaxserve.chat.events import as_delta
+from jaxserve.chat.parser import AnswerParser, whole_answer
 from jaxserve.config import EngineConfig
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.input_processor import Prompt
@@ -79,17 +83,42 @@ class LLM:
     ) -> list[RequestOutput]:
         """The answers to one conversation or several, rendered with the model's own chat template.
 
-        `chat_template_kwargs` go to the template, such as `{"enable_thinking": False}`.
+        Each output has a `message` in OpenAI's shape, with `reasoning_content` and `tool_calls` where there are any,
+        which the conversation can go on with; its `text` is all that the model wrote. `chat_template_kwargs` are what
+        `render_chat` takes, such as `{"enable_thinking": False}`.
         """
         one = bool(messages) and isinstance(messages[0], dict)
         conversations: list[Any] = [messages] if one else list(messages)
         prompts = [self.render_chat(m, tools=tools, **(chat_template_kwargs or {})) for m in conversations]
-        return self.generate(prompts, sampling_params)
+        given = _one_each(sampling_params or self.get_default_sampling_params(), len(prompts), "sampling_params")
+        outputs = self.generate(prompts, [self._readable(params, tools) for params in given])
+        for output, params in zip(outputs, given, strict=True):
+            for completion in output.outputs if params.detokenize else ():
+                parser = self._parser(output.prompt_token_ids, params, tools)
+                completion.message = whole_answer(parser, completion).as_message()
+        return outputs
+
+    def stream_chat(
+        self,
+        messages: Sequence[Message],
+        sampling_params: SamplingParams | None = None,
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> Iterator[RequestOutput]:
+        """What each step adds to the answers to one conversation. The `message` is a delta in OpenAI's shape."""
+        params = sampling_params or self.get_default_sampling_params()
+        prompt = self.render_chat(messages, tools=tools, **(chat_template_kwargs or {}))
+        return self._read(self.stream(prompt, self._readable(params, tools)), params, tools)
 
     def render_chat(
         self, messages: Sequence[Message], *, tools: list[dict[str, Any]] | None = None, **kwargs: Any
     ) -> Prompt:
-        """The prompt that `chat` makes of a conversation."""
+        """The prompt that `chat` makes of a conversation.
+
+        `kwargs` are variables of the template, or `documents`, `add_generation_prompt`, `continue_final_message`,
+        `reasoning_effort` and `add_special_tokens`, as the server knows them.
+        """
         return {"prompt_token_ids": self.engine.inputs.render_chat(messages, tools=tools, **kwargs)}
 
     @property
@@ -132,6 +161,30 @@ class LLM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _readable(self, params: SamplingParams, tools: list[dict[str, Any]] | None) -> SamplingParams:
+        """The same settings, with the special tokens in the text that a parser has to see."""
+        shown = self.engine.inputs.chat.needs_special_tokens(tools=bool(tools))
+        return dataclasses.replace(params, skip_special_tokens=params.skip_special_tokens and not shown)
+
+    def _parser(
+        self, prompt_token_ids: list[int], params: SamplingParams, tools: list[dict[str, Any]] | None
+    ) -> AnswerParser:
+        return self.engine.inputs.chat.parser(
+            prompt_token_ids, tools=tools, skip_special_tokens=params.skip_special_tokens
+        )
+
+    def _read(
+        self, deltas: Iterator[RequestOutput], params: SamplingParams, tools: list[dict[str, Any]] | None
+    ) -> Iterator[RequestOutput]:
+        parsers: dict[int, AnswerParser] = {}
+        with contextlib.closing(deltas):  # type: ignore[type-var]
+            for delta in deltas:
+                for output in delta.outputs if params.detokenize else ():
+                    if output.index not in parsers:
+                        parsers[output.index] = self._parser(delta.prompt_token_ids, params, tools)
+                    output.message = as_delta(parsers[output.index].read(output))
+                yield delta
 
     def _add(
         self,

@@ -1,5 +1,7 @@
 """What a caller gets back, in vLLM's shapes. msgspec's structs, since they go from process to process."""
 
+from typing import Any
+
 import msgspec
 
 
@@ -24,6 +26,7 @@ class CompletionOutput(msgspec.Struct):
     logprobs: list[Logprobs] | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None  # the stop token id or stop string that ended it
+    message: dict[str, Any] | None = None  # of a chat: the text as a message in OpenAI's shape
 
     def extend(self, delta: "CompletionOutput") -> None:
         self.text += delta.text

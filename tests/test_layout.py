@@ -23,6 +23,7 @@ ORDER = (
     "jaxserve.models",
     "jaxserve.layers",
     "jaxserve.parallel",
+    "jaxserve.chat",
     "jaxserve.outputs",
     "jaxserve.stats",
     "jaxserve.sampling_params",
@@ -33,6 +34,7 @@ ORDER = (
 
 WITHOUT_JAX = (
     "jaxserve.server",
+    "jaxserve.chat",
     "jaxserve.outputs",
     "jaxserve.stats",
     "jaxserve.sampling_params",

@@ -1,11 +1,14 @@
 """The Python API on the demo model: what a user of vLLM expects of `LLM`."""
 
+import dataclasses
 import gc
+import json
 
 import jax
 import pytest
 
 from jaxserve import LLM, InputError, SamplingParams
+from tests.server.cases import TOOLS, WEATHER_ARGUMENTS, WEATHER_ASKED
 
 SETTINGS = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "max_model_len": 512, "page_size": 16}
 GREEDY = SamplingParams(temperature=0, max_tokens=200)
@@ -27,7 +30,7 @@ def chat_prompt(llm: LLM, text: str) -> dict:
 
 def test_the_demo_model_is_the_default_and_answers(llm):
     first, second = llm.chat([ask("What is 27+45?"), ask("What is the capital of France?")], GREEDY)
-    assert "72" in first.outputs[0].text.split("</think>")[-1]
+    assert "72" in first.outputs[0].message["content"]
     assert "Paris" in second.outputs[0].text
     assert first.finished
     assert first.outputs[0].finish_reason == "stop"
@@ -39,6 +42,34 @@ def test_thinking_is_switched_by_the_chat_template(llm):
     direct = llm.chat(ask("What is the capital of France?"), GREEDY, chat_template_kwargs={"enable_thinking": False})
     assert thinking.startswith("<think>")
     assert "<think>" not in direct[0].outputs[0].text
+
+
+def test_a_chats_answer_is_a_message_to_go_on_with(llm):
+    question = ask("What is 12+30?")
+    (output,) = llm.chat(question, GREEDY)[0].outputs
+    assert "42" in output.message["content"]
+    assert output.message["reasoning_content"] in output.text
+    assert "think>" not in str(output.message)
+    again = llm.chat([*question, output.message, *ask("What is the capital of France?")], GREEDY)[0].outputs[0]
+    assert "Paris" in again.message["content"]
+    assert llm.generate(llm.render_chat(question), GREEDY)[0].outputs[0].message is None
+    untold = dataclasses.replace(GREEDY, detokenize=False)
+    assert llm.chat(question, untold)[0].outputs[0].message is None
+
+
+def test_a_streamed_chat_adds_up_to_the_whole(llm):
+    asked, tools = [WEATHER_ASKED], TOOLS
+    (whole,) = llm.chat(asked, GREEDY, tools=tools)[0].outputs
+    deltas = [delta.outputs[0] for delta in llm.stream_chat(asked, GREEDY, tools=tools)]
+    assert "".join(delta.text for delta in deltas) == whole.text
+    reasoning = [delta.message["reasoning_content"] for delta in deltas if "reasoning_content" in delta.message]
+    assert "".join(reasoning) == whole.message["reasoning_content"]
+    calls = [call for delta in deltas for call in delta.message.get("tool_calls", [])]
+    (call,) = whole.message["tool_calls"]
+    assert calls[0]["function"]["name"] == call["function"]["name"] == "get_weather"
+    arguments = "".join(part["function"].get("arguments", "") for part in calls)
+    assert arguments == call["function"]["arguments"]
+    assert json.loads(arguments) == WEATHER_ARGUMENTS
 
 
 def test_without_sampling_parameters_the_models_own_defaults_serve(llm):

@@ -18,7 +18,6 @@ from rich.text import Text
 from jaxserve.cli.flags import Parser
 from jaxserve.cli.options import SAMPLING, TEXT_ENGINE, add_engine_flags, engine_config, start_llm
 from jaxserve.cli.terminal import printable
-from jaxserve.cli.thinking import ThinkingSplitter, opens_thinking
 from jaxserve.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -123,21 +122,18 @@ class Chat:
         """Stream the next answer; returns it without its thinking, which models are not shown again."""
         system = [] if self._system is None else [{"role": "system", "content": self._system}]
         options: dict[str, Any] = {} if self._thinking is None else {"enable_thinking": self._thinking}
-        prompt: Any = self._llm.render_chat([*system, *messages], **options)
-        splitter = ThinkingSplitter(inside=opens_thinking(self._llm.get_tokenizer(), prompt["prompt_token_ids"]))
         printed = _StreamedText(self._console)
         start = time.perf_counter()
         tokens, reason, first = 0, None, start
-        stream = self._llm.stream(prompt, self._params())
+        stream = self._llm.stream_chat([*system, *messages], self._params(), chat_template_kwargs=options)
         with contextlib.closing(stream), _interrupts() as interrupted:  # type: ignore[type-var]
             for delta in stream:
-                tokens, reason = tokens + 1, delta.outputs[0].finish_reason
-                first = first if tokens > 1 else time.perf_counter()
-                printed.add(splitter.push(delta.outputs[0].text))
+                first = first if tokens else time.perf_counter()
+                tokens, reason = tokens + len(delta.outputs[0].token_ids), delta.outputs[0].finish_reason
+                printed.add(delta.outputs[0].message or {})
                 if interrupted:
                     reason = "interrupted"
                     break
-        printed.add(splitter.flush())
         seconds = time.perf_counter() - start
         ended = {"length": ", cut at its limit", "interrupted": ", stopped"}.get(reason or "", "")
         self._note(f"\n{tokens} tokens, {first - start:.2f} s to the first, {tokens / seconds:.1f} tokens/s{ended}\n")
@@ -206,22 +202,22 @@ class Chat:
 
 
 class _StreamedText:
-    """Prints pieces of an answer as they come, thinking dimmed; keeps the answer's own."""
+    """Prints an answer as it comes, reasoning dimmed; keeps its content."""
 
     def __init__(self, console: Console):
         self._console = console
-        self._thought = ""
+        self._has_thought = False
         self.answer = ""
 
-    def add(self, pieces: Iterator[tuple[bool, str]]) -> None:
-        for thinking, text in pieces:
-            if thinking:
-                self._thought += text
-            else:
-                if self._thought and not self.answer:
-                    self._print("\n\n"[: 2 - self._thought.endswith("\n")])
-                self.answer += text
-            self._print(text, style="dim" if thinking else "")
+    def add(self, delta: dict[str, Any]) -> None:
+        if reasoning := delta.get("reasoning_content"):
+            self._has_thought = True
+            self._print(reasoning, style="dim")
+        if content := delta.get("content"):
+            if self._has_thought and not self.answer:
+                self._print("\n\n")
+            self.answer += content
+            self._print(content)
 
     def _print(self, text: str, style: str = "") -> None:
         self._console.print(Text(printable(text), style=style), end="", soft_wrap=True)

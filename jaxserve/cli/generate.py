@@ -15,9 +15,9 @@ from rich.text import Text
 from jaxserve.cli.flags import Parser
 from jaxserve.cli.options import SAMPLING, TEXT_ENGINE, add_engine_flags, engine_config, start_llm
 from jaxserve.cli.terminal import printable
-from jaxserve.cli.thinking import opens_thinking, split_thinking
 from jaxserve.errors import InputError
 from jaxserve.outputs import CompletionOutput, RequestOutput
+from jaxserve.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from jaxserve.llm import LLM
@@ -65,19 +65,17 @@ def run(arguments: argparse.Namespace) -> None:
     config = engine_config(arguments, TEXT_ENGINE)
     with start_llm(config) as llm:
         chat = arguments.chat or arguments.system_prompt is not None or arguments.thinking is not None
-        prompts = [_render_chat(llm, text, arguments) for text in texts] if chat else texts
         settings = {"max_tokens": None if chat else MAX_TOKENS} | SAMPLING.given(arguments)
         params = dataclasses.replace(llm.get_default_sampling_params(), **settings)
         start = time.perf_counter()
-        outputs = llm.generate(prompts, params)
+        outputs = _chat(llm, texts, params, arguments) if chat else llm.generate(texts, params)
         seconds = time.perf_counter() - start
         console = Console(highlight=False)
         for text, output in zip(texts, outputs, strict=True):
             if arguments.json:
                 print(json.dumps(_record(text, output)))
             else:
-                inside = chat and opens_thinking(llm.get_tokenizer(), output.prompt_token_ids)
-                _print_output(console, text, output, inside=inside)
+                _print_output(console, text, output)
     tokens = sum(len(completion.token_ids) for output in outputs for completion in output.outputs)
     prompts_done = f"{len(texts)} prompt{'s' * (len(texts) > 1)}"
     print(f"{prompts_done}, {tokens} tokens in {seconds:.2f} s: {tokens / seconds:.1f} tokens/s", file=sys.stderr)
@@ -94,10 +92,11 @@ def _read_prompts(file: str | None) -> list[str]:
     return [line for line in text.splitlines() if line.strip()]
 
 
-def _render_chat(llm: "LLM", text: str, arguments: argparse.Namespace) -> Any:
+def _chat(llm: "LLM", texts: list[str], params: SamplingParams, arguments: argparse.Namespace) -> list[RequestOutput]:
     system = [{"role": "system", "content": arguments.system_prompt}] if arguments.system_prompt is not None else []
     options = {} if arguments.thinking is None else {"enable_thinking": arguments.thinking}
-    return llm.render_chat([*system, {"role": "user", "content": text}], **options)
+    conversations = [[*system, {"role": "user", "content": text}] for text in texts]
+    return llm.chat(conversations, params, chat_template_kwargs=options)
 
 
 def _record(text: str, output: RequestOutput) -> dict[str, Any]:
@@ -111,22 +110,23 @@ def _record(text: str, output: RequestOutput) -> dict[str, Any]:
     }
 
 
-def _print_output(console: Console, text: str, output: RequestOutput, *, inside: bool) -> None:
+def _print_output(console: Console, text: str, output: RequestOutput) -> None:
     console.print(Text(f"> {text}", style="bold"), soft_wrap=True)
     for completion in output.outputs:
         label = f"[{completion.index + 1}] " if len(output.outputs) > 1 else ""
-        console.print(Text(label, style="bold"), _readable(completion, inside=inside), sep="", soft_wrap=True)
+        console.print(Text(label, style="bold"), _readable(completion), sep="", soft_wrap=True)
     console.print()
 
 
-def _readable(completion: CompletionOutput, *, inside: bool) -> Text:
-    """The text with its thinking dimmed, and a word on an end that the model did not choose."""
-    pieces = split_thinking(printable(completion.text), inside=inside)
+def _readable(completion: CompletionOutput) -> Text:
+    """The answer with its reasoning dimmed, and a word on an end that the model did not choose."""
+    message = completion.message or {"content": completion.text}
+    reasoning, content = message.get("reasoning_content", ""), message["content"] or ""
     shown = Text()
-    for thinking, piece in pieces:
-        if shown and not thinking:
-            shown.append("\n\n")  # between thinking and answer
-        shown.append(piece.rstrip("\n") if thinking else piece, style="dim" if thinking else "")
+    shown.append(printable(reasoning.rstrip("\n")), style="dim")
+    if reasoning and content:
+        shown.append("\n\n")
+    shown.append(printable(content))
     if completion.finish_reason == "length":
         shown.append(f" ... (cut after {len(completion.token_ids)} tokens)", style="dim")
     return shown

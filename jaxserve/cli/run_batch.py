@@ -48,13 +48,18 @@ def parser() -> Parser:
 def run(arguments: argparse.Namespace) -> None:
     config = engine_config(arguments)
     lines = _read(arguments.input_file)
-    from jaxserve.server.app import build_app  # on demand, as the web framework takes a moment
+    from jaxserve.server import logs  # on demand, as the web framework takes a moment
+    from jaxserve.server.app import build_app
     from jaxserve.server.batch import BatchResult, run_batch
     from jaxserve.server.serve import served_name, started_engine
 
     server = ServerConfig(
-        served_model_name=arguments.served_model_name, max_queued_requests=_NO_LIMIT, max_queued_tokens=_NO_LIMIT
+        served_model_name=arguments.served_model_name,
+        max_queued_requests=_NO_LIMIT,
+        max_queued_tokens=_NO_LIMIT,
+        log_level="warning",
     )
+    logs.configure(server.log_level, server.log_format)
 
     counted: Counter[str] = Counter()
     with _open(arguments.output_file) as output, started_engine(config, server) as engine:

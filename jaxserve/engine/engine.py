@@ -99,6 +99,7 @@ class Engine:
                 max_logprobs=min(config.max_logprobs, loaded.model_config.vocab_size),
                 eos_token_ids=loaded.eos_token_ids,
             ),
+            loaded.chat,
         )
         self.runner = loaded.runner
         self.pool = PagePool(config.num_pages)

@@ -1,15 +1,13 @@
 """Everything that is checked about a request before the engine takes it."""
 
 import dataclasses
-import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from jaxserve.chat.format import ChatFormat
+from jaxserve.config import EngineConfig
 from jaxserve.errors import InputError, nearest
 from jaxserve.sampling_params import MAX_STOP_TOKEN_IDS, SamplingParams
-
-# Of the options that `apply_chat_template` has itself, those that a conversation may set.
-_TEMPLATE_OPTIONS = {"tools", "documents", "add_generation_prompt", "continue_final_message"}
 
 Prompt = str | dict[str, Any]  # text, {"prompt": text} or {"prompt_token_ids": [...]}
 
@@ -36,8 +34,8 @@ class Limits:
 class InputProcessor:
     """Turns prompts into tokens and refuses what cannot be served, with an `InputError` of one sentence."""
 
-    def __init__(self, tokenizer: Any, limits: Limits):
-        self.tokenizer, self.limits = tokenizer, limits
+    def __init__(self, tokenizer: Any, limits: Limits, chat: ChatFormat | None):
+        self.tokenizer, self.limits, self._chat = tokenizer, limits, chat
 
     def check(self, prompt: Prompt, params: SamplingParams) -> CheckedInput:
         text, token_ids = self._tokens(prompt)
@@ -62,27 +60,22 @@ class InputProcessor:
             )
         return CheckedInput(text, token_ids, min(room, params.max_tokens or room), stops)
 
-    def render_chat(self, messages: Sequence[dict[str, Any]], **template_arguments: Any) -> list[int]:
-        """The tokens of a conversation in the model's own chat template."""
-        self._need_tokenizer("chat")
-        if not self.tokenizer.chat_template:
-            raise InputError("this model's tokenizer has no chat template; use generate with a plain prompt")
-        if not messages:
-            raise InputError("messages is empty; give at least one message")
-        # The tokenizer takes options of its own beside the template's variables: whoever could set those might replace
-        # the template, or turn the text into something else.
-        own = inspect.signature(self.tokenizer.apply_chat_template).parameters.keys() - _TEMPLATE_OPTIONS
-        if names := template_arguments.keys() & own:
-            raise InputError(f"chat_template_kwargs holds {min(names)!r}, which is not the template's; leave it out")
-        try:
-            text = self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, **{"add_generation_prompt": True, **template_arguments}
-            )
-        except Exception as error:  # whatever the checkpoint's own template raises about these messages
-            raise InputError(
-                f"the chat template cannot render these messages ({error}); check their roles and contents"
-            ) from error
-        return self.tokenizer.encode(text, add_special_tokens=False)
+    @property
+    def chat(self) -> ChatFormat:
+        """How the model speaks; `InputError` if there is no tokenizer."""
+        if self._chat is None:
+            raise _no_tokenizer("chat")
+        return self._chat
+
+    def render_chat(
+        self, messages: Sequence[dict[str, Any]], *, add_special_tokens: bool = False, **template_arguments: Any
+    ) -> list[int]:
+        """The tokens of a conversation: what `ChatFormat.render` makes of it, encoded.
+
+        Templates write special tokens themselves, so that none are added unless `add_special_tokens` says so.
+        """
+        text = self.chat.render(messages, **template_arguments)
+        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
     def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         self._need_tokenizer("a prompt of text")
@@ -145,7 +138,23 @@ class InputProcessor:
 
     def _need_tokenizer(self, what: str) -> None:
         if self.tokenizer is None:
-            raise InputError(
-                f"{what} needs a tokenizer, and this engine was started with skip_tokenizer_init=True; "
-                "start it without, or use token ids only"
-            )
+            raise _no_tokenizer(what)
+
+
+def chat_format(tokenizer: Any, config: EngineConfig) -> ChatFormat | None:
+    """How the model speaks, as far as there is a tokenizer; `InputError` if that is not what the settings say."""
+    if tokenizer is None:
+        return None
+    return ChatFormat(
+        tokenizer,
+        chat_template=config.chat_template,
+        reasoning_parser=config.reasoning_parser,
+        tool_call_parser=config.tool_call_parser,
+    )
+
+
+def _no_tokenizer(what: str) -> InputError:
+    return InputError(
+        f"{what} needs a tokenizer, and this engine was started with skip_tokenizer_init=True; "
+        "start it without, or use token ids only"
+    )

@@ -70,7 +70,7 @@ def simulated_engine(cost: CostModel, *, virtual: bool = True, **settings: Any) 
         max_position_embeddings=config.max_model_len,
     )
     runner = SimulatedRunner(cost, max_decode_steps=config.max_decode_steps)
-    loaded = Loaded(config, model, None, frozenset(), {}, buckets, cast(Runner, runner), "simulated", {})
+    loaded = Loaded(config, model, None, None, frozenset(), {}, buckets, cast(Runner, runner), "simulated", {})
     return Engine(loaded, runner.clock if virtual else time.perf_counter), runner
 
 

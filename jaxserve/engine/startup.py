@@ -11,11 +11,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxserve.chat.format import ChatFormat
 from jaxserve.checkpoint.huggingface import abstract_model, read_config
 from jaxserve.checkpoint.model_files import find_model
 from jaxserve.checkpoint.random_weights import random_weights
 from jaxserve.checkpoint.tokenizer import eos_token_ids, load_tokenizer, read_generation_config, sampling_defaults
 from jaxserve.config import DEMO_MODEL, EngineConfig, ResolvedConfig
+from jaxserve.engine.input_processor import chat_format
 from jaxserve.errors import InputError
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.registry import model_config
@@ -41,6 +43,7 @@ class Loaded:
     config: ResolvedConfig
     model_config: ModelConfig
     tokenizer: Any
+    chat: ChatFormat | None  # where there is a tokenizer
     eos_token_ids: frozenset[int]
     sampling_defaults: dict[str, Any]
     buckets: Buckets
@@ -70,6 +73,7 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
         raise InputError(
             f"the tokenizer has {len(tokenizer)} tokens and the model {model.vocab_size}; they do not belong together"
         )
+    chat = chat_format(tokenizer, config)
     stage_done("configuration and tokenizer")
 
     mesh = make_mesh(config.tensor_parallel_size)
@@ -112,7 +116,8 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
         seconds["programs"] = time.perf_counter() - start
         runner.place(loading.result()[1])
     eos = eos_token_ids(generation, hf)
-    return Loaded(resolved, model, tokenizer, eos, sampling_defaults(generation), buckets, runner, attention, seconds)
+    defaults = sampling_defaults(generation)
+    return Loaded(resolved, model, tokenizer, chat, eos, defaults, buckets, runner, attention, seconds)
 
 
 def serving_dtype(name: str, hf: dict[str, Any]) -> jnp.dtype:

@@ -18,6 +18,8 @@ from jaxserve.server.request_log import RequestLog
 from jaxserve.server.routes import page
 from jaxserve.server.routes.chat import Chat
 from jaxserve.server.routes.completions import Completions
+from jaxserve.server.routes.messages import Messages
+from jaxserve.server.routes.responses import Responses
 from jaxserve.server.routes.served import Served
 from jaxserve.server.routes.stats import Stats
 from jaxserve.server.routes.status import Status
@@ -38,9 +40,15 @@ def build_app(
 
     served = Served(engine, served_model_name)
     status, tokenization = Status(served), Tokenization(served)
+    responses, messages = Responses(served), Messages(served)
     routes: list[BaseRoute] = [
         Route("/v1/completions", Completions(served).create, methods=["POST"]),
         Route("/v1/chat/completions", Chat(served).create, methods=["POST"]),
+        Route("/v1/responses", responses.create, methods=["POST"]),
+        Route("/v1/responses/{response_id}", responses.retrieve, methods=["GET"]),
+        Route("/v1/responses/{response_id}", responses.delete, methods=["DELETE"]),
+        Route("/v1/messages", messages.create, methods=["POST"]),
+        Route("/v1/messages/count_tokens", messages.count_tokens, methods=["POST"]),
         Route("/v1/models", status.models, methods=["GET"]),
         Route("/tokenize", tokenization.tokenize, methods=["POST"]),
         Route("/detokenize", tokenization.detokenize, methods=["POST"]),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from jaxserve.server.protocol.base import ErrorResponse
 _ERRORS = {
     400: "The request cannot be served; the error says what is wrong and what is possible.",
     401: "The server has API keys, and the request brings none of them.",
-    404: "There is no such model.",
+    404: "There is no such model, or no such response.",
     408: "The body has not come in time.",
     413: "The body is too large.",
     429: "As much waits or runs as may, of this API key or in all.",
@@ -39,6 +40,7 @@ class Operation:
         takes: the type of the JSON that it is sent.
         streams: the type of each server-sent event's data, if it is asked to stream; `[DONE]` comes last.
         errors: statuses that it may answer with beside those of any endpoint.
+        errors_are: the type of their JSON.
     """
 
     summary: str
@@ -46,6 +48,7 @@ class Operation:
     takes: type[BaseModel] | None = None
     streams: type[BaseModel] | None = None
     errors: tuple[int, ...] = ()
+    errors_are: Any = ErrorResponse
 
 
 def describes[T: Callable](operation: Operation) -> Callable[[T], T]:
@@ -76,9 +79,9 @@ class Description:
 def openapi(routes: Sequence[Route]) -> dict[str, Any]:
     """An OpenAPI 3.1 document."""
     operations: list[tuple[Route, Operation]] = [(route, route.endpoint.operation) for route in routes]  # type: ignore[attr-defined]
-    types: dict[Any, None] = {ErrorResponse: None}  # a dict, for its order
+    types: dict[Any, None] = {}  # for its order
     for _, operation in operations:
-        types |= dict.fromkeys((operation.takes, operation.answers, operation.streams))
+        types |= dict.fromkeys((operation.takes, operation.answers, operation.streams, operation.errors_are))
     # For validation: what has a default may be missing, as a response's fields may that are not set.
     found, definitions = TypeAdapter.json_schemas(
         [(kind, "validation", TypeAdapter(kind)) for kind in types if kind is not None and not isinstance(kind, str)],
@@ -89,6 +92,11 @@ def openapi(routes: Sequence[Route]) -> dict[str, Any]:
     for route, operation in operations:
         for method in sorted((route.methods or set()) - {"HEAD"}):
             described = _operation(f"{method} {route.path}", operation, schemas)
+            if route.param_convertors:
+                described["parameters"] = [
+                    {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+                    for name in route.param_convertors
+                ]
             paths.setdefault(route.path, {})[method.lower()] = described
     return {
         "openapi": "3.1.0",
@@ -103,7 +111,7 @@ def openapi(routes: Sequence[Route]) -> dict[str, Any]:
 
 
 def _operation(name: str, operation: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
-    described: dict[str, Any] = {"operationId": "_".join(name.lower().replace(".", "/").replace("/", " ").split())}
+    described: dict[str, Any] = {"operationId": "_".join(re.findall(r"\w+", name.lower()))}
     described["summary"] = operation.summary
     errors = _ANY | {*operation.errors} | (_WITH_BODY if operation.takes else set())
     if operation.takes:
@@ -115,7 +123,7 @@ def _operation(name: str, operation: Operation, schemas: dict[Any, Any]) -> dict
     if operation.streams:
         content["text/event-stream"] = {"schema": {"type": "string", "contentSchema": schemas[operation.streams]}}
     described["responses"] = {"200": {"description": "Success.", "content": content}} | {
-        str(status): {"description": _ERRORS[status], "content": _json(schemas[ErrorResponse])}
+        str(status): {"description": _ERRORS[status], "content": _json(schemas[operation.errors_are])}
         for status in sorted(errors)
     }
     return described

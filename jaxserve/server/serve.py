@@ -21,7 +21,7 @@ from sse_starlette.sse import AppStatus
 
 from jaxserve.checkpoint.tokenizer import load_tokenizer
 from jaxserve.config import EngineConfig
-from jaxserve.engine.input_processor import InputProcessor
+from jaxserve.engine.input_processor import InputProcessor, chat_format
 from jaxserve.errors import InputError
 from jaxserve.progress import ProgressBars
 from jaxserve.server import logs
@@ -63,7 +63,9 @@ def started_engine(config: EngineConfig, server: ServerConfig) -> Iterator[Engin
         except CoreFailed as error:
             raise SystemExit(f"jaxserve: {error}") from None
         logger.info(ready.attention)
-        engine = EngineClient(core.channel, ready, InputProcessor(_tokenizer(ready), ready.limits), server)
+        tokenizer = _tokenizer(ready)
+        inputs = InputProcessor(tokenizer, ready.limits, chat_format(tokenizer, ready.config))
+        engine = EngineClient(core.channel, ready, inputs, server)
         yield engine
         if engine.has_failed:
             raise SystemExit(f"jaxserve: the engine process {core.end()}, and the server with it")

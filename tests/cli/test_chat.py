@@ -12,13 +12,15 @@ import pytest
 from rich.console import Console
 
 from jaxserve import CompletionOutput, InputError, RequestOutput, SamplingParams
+from jaxserve.chat.events import as_delta
 from jaxserve.cli.chat import Chat
 from jaxserve.cli.main import main
 from jaxserve.outputs import RequestMetrics
+from tests.chat.styles import parser
 
 
 class ScriptedLLM:
-    """Answers with the texts it is given, three characters a step; keeps what it was asked."""
+    """Answers with the texts it is given, three characters and as many tokens a step; keeps what it was asked."""
 
     engine = SimpleNamespace(config=SimpleNamespace(model="scripted"))
 
@@ -27,30 +29,27 @@ class ScriptedLLM:
         self.asked: list[tuple[list[dict], dict, SamplingParams]] = []
         self.closed = 0
 
-    def get_tokenizer(self) -> Any:
-        return SimpleNamespace(decode=lambda ids: "")
-
     def get_default_sampling_params(self) -> SamplingParams:
         return SamplingParams(temperature=0.6)
 
-    def render_chat(self, messages: list[dict], **options: Any) -> dict:
-        self.rendered = messages, options
-        return {"prompt_token_ids": [1, 2, 3]}
-
-    def stream(self, prompt: dict, params: SamplingParams) -> Iterator[RequestOutput]:
+    def stream_chat(
+        self, messages: list[dict], params: SamplingParams, *, chat_template_kwargs: dict
+    ) -> Iterator[RequestOutput]:
         if not self.answers:
             raise InputError("the prompt is too long")
-        self.asked.append((*self.rendered, params))
+        self.asked.append((messages, chat_template_kwargs, params))
         return self._deltas(self.answers.pop(0))
 
     def _deltas(self, answer: str) -> Iterator[RequestOutput]:
+        reader = parser("hermes", tools=False)
         try:
             for at in range(0, len(answer), 3):
                 piece = answer[at : at + 3]
                 if "!" in piece:
                     signal.raise_signal(signal.SIGINT)
                 last = at + 3 >= len(answer)
-                output = CompletionOutput(0, piece, [at], finish_reason="stop" if last else None)
+                output = CompletionOutput(0, piece, [*range(len(piece))], finish_reason="stop" if last else None)
+                output.message = as_delta(reader.read(output))
                 yield RequestOutput("0", None, [1, 2, 3], [output], RequestMetrics(0.0), finished=last)
         finally:
             self.closed += 1
@@ -76,6 +75,8 @@ def said(*contents: str) -> list[dict]:
 def test_the_conversation_goes_on_without_the_thinking():
     llm = ScriptedLLM("<think>\nHm.\n</think>\n\nHello.", "Bye.")
     printed = talk(llm, ["Hi", "", "Go"])
+    assert "28 tokens, " in printed
+    assert "4 tokens, " in printed
     assert "Hm.\n\nHello." in printed
     assert "think>" not in printed
     assert [messages for messages, *_ in llm.asked] == [said("Hi"), said("Hi", "Hello.", "Go")]

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 
 from jaxserve import LLM, RequestOutput, SamplingParams
 from jaxserve.server.app import build_app
-from tests.server.cases import COMPLETIONS, CONVERSATION, MODEL_NAME
+from tests.server.cases import COMPLETIONS, CONVERSATION, MODEL_NAME, TOOLS, WEATHER_ASKED
 from tests.server.core_thread import core_thread
 
 
@@ -30,11 +30,16 @@ def llm() -> Iterator[LLM]:
 
 @pytest.fixture(scope="session")
 def offline(llm: LLM) -> dict[str, RequestOutput]:
-    """What `LLM` makes of each of `COMPLETIONS`, and under "chat" of `CONVERSATION`."""
+    """What `LLM` makes of each of `COMPLETIONS`, of `CONVERSATION`, cut and whole, and of a question for a tool."""
     outputs = {
         name: llm.generate(prompt, SamplingParams(**settings))[0] for name, (prompt, settings) in COMPLETIONS.items()
     }
-    return outputs | {"chat": llm.chat(CONVERSATION, SamplingParams(temperature=0, max_tokens=20))[0]}
+    answers = {
+        "chat": llm.chat(CONVERSATION, SamplingParams(temperature=0, max_tokens=20)),
+        "whole chat": llm.chat(CONVERSATION, SamplingParams(temperature=0, max_tokens=200)),
+        "tools": llm.chat([WEATHER_ASKED], SamplingParams(temperature=0, max_tokens=200), tools=TOOLS),
+    }
+    return outputs | {name: output for name, (output,) in answers.items()}
 
 
 @pytest.fixture(scope="session")

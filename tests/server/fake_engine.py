@@ -7,12 +7,24 @@ import time
 import types
 from collections.abc import Callable
 
+from jaxserve.chat.events import Content
+from jaxserve.chat.parser import AnswerParser
 from jaxserve.config import EngineConfig
 from jaxserve.engine.input_processor import CheckedInput, Limits, Prompt
 from jaxserve.errors import InputError
 from jaxserve.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from jaxserve.sampling_params import SamplingParams
 from jaxserve.stats import EngineStats
+
+
+class PlainText:
+    """A model's format in which all text is content."""
+
+    def needs_special_tokens(self, *, tools: bool) -> bool:
+        return False
+
+    def parser(self, prompt_token_ids: list[int], **_: object) -> AnswerParser:
+        return AnswerParser(lambda source: source.until(Content))
 
 
 class FakeEngine:
@@ -26,6 +38,7 @@ class FakeEngine:
             check=self._check,
             render_chat=lambda messages, **_: [1],
             tokenize=lambda text, **_: [666 if text == "bad" else 1],
+            chat=PlainText(),
             tokenizer=None,
             limits=limits,
         )

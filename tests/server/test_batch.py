@@ -105,6 +105,7 @@ def test_all_run_at_the_same_time_and_results_keep_the_lines_order() -> None:
 def test_no_more_than_so_many_are_on_their_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "MAX_AT_ONCE", 3)
     fake = FakeEngine()
+    fake.seconds_per_step = 0.005
     most = 0
     add = fake.add
 
@@ -114,7 +115,7 @@ def test_no_more_than_so_many_are_on_their_way(monkeypatch: pytest.MonkeyPatch) 
         most = max(most, len(fake.running))
 
     fake.add = count  # type: ignore[method-assign]
-    assert len(results([line(str(number)) for number in range(12)], fake)) == 12
+    assert len(results([line(str(n), body=COMPLETE | {"max_tokens": 20}) for n in range(9)], fake)) == 9
     assert most == 3
 
 

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from jaxserve import LLM, RequestOutput
-from tests.server.cases import CONVERSATION, MODEL_NAME, events
+from tests.server.cases import CONVERSATION, MODEL_NAME, events, message_of
 
 GREEDY = {"temperature": 0, "max_tokens": 20}
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
@@ -37,7 +37,7 @@ def test_the_answer_is_that_of_the_python_api(client: httpx.Client, offline: dic
         "choices": [
             {
                 "index": 0,
-                "message": {"role": "assistant", "content": output.text},
+                "message": output.message,
                 "logprobs": None,
                 "finish_reason": output.finish_reason,
                 "stop_reason": output.stop_reason,
@@ -68,12 +68,11 @@ def test_a_stream_adds_up_to_the_whole(client: httpx.Client) -> None:
         (choice,) = chunk["choices"]
         by_index[choice["index"]].append(choice)
     assert [choice["index"] for choice in whole["choices"]] == sorted(by_index) == [0, 1, 2]
-    assert len({choice["message"]["content"] for choice in whole["choices"]}) == 3
+    assert len({str(choice["message"]) for choice in whole["choices"]}) == 3
     for choice in whole["choices"]:
         first, *parts = by_index[choice["index"]]
         assert first["delta"] == {"role": "assistant", "content": ""}
-        assert not any("role" in part["delta"] for part in parts)
-        assert "".join(part["delta"].get("content", "") for part in parts) == choice["message"]["content"]
+        assert message_of(chunks, choice["index"]) == choice["message"]
         assert [token for part in parts for token in part["token_ids"]] == choice["token_ids"]
         logprobs = [entry for part in parts for entry in part["logprobs"]["content"]]
         assert logprobs == choice["logprobs"]["content"]
@@ -144,12 +143,31 @@ def test_the_template_gets_what_the_request_has_for_it(client: httpx.Client, llm
         {"role": "assistant", "content": None, "tool_calls": [CALL]},
         {"role": "tool", "content": "5", "tool_call_id": "1"},
     ]
-    parsed = CALL | {"function": {"name": "add", "arguments": {"a": 2, "b": 3}}}
-    expected = [turns[0], {"role": "assistant", "content": "", "tool_calls": [parsed]}, turns[2]]
-    assert prompt_of(client, turns, tools=[TOOL]) == rendered(expected, tools=[TOOL])
+    assert prompt_of(client, turns, tools=[TOOL]) == rendered(turns, tools=[TOOL])
+    assert prompt_of(client, tools=[TOOL], tool_choice="none") == plain
+    assert prompt_of(client, reasoning_effort="none") == rendered(**thinking)
+    assert prompt_of(client, add_special_tokens=True) == rendered(add_special_tokens=True)
 
 
 def test_a_developer_is_the_system(client: httpx.Client) -> None:
     _, user = CONVERSATION
     system, developer = ([{"role": role, "content": "Be brief."}, user] for role in ("system", "developer"))
     assert prompt_of(client, developer) == prompt_of(client, system) != prompt_of(client, [user])
+
+
+def test_an_answer_is_continued_and_may_be_told_from_its_beginning(client: httpx.Client, llm: LLM) -> None:
+    begun = [*CONVERSATION, {"role": "assistant", "content": "The capital"}]
+    fields = {"continue_final_message": True, "chat_template_kwargs": {"enable_thinking": False}} | GREEDY
+    prompt = llm.engine.inputs.render_chat(begun, continue_final_message=True)
+    assert llm.get_tokenizer().decode(prompt).endswith("The capital")
+    answer = chat(client, begun, return_token_ids=True, **fields)
+    assert answer["prompt_token_ids"] == prompt
+    rest = answer["choices"][0]["message"]["content"]
+    echoed = chat(client, begun, echo=True, **fields)["choices"][0]["message"]["content"]
+    assert echoed == "The capital" + rest
+    asked = {"messages": begun, "echo": True, "stream": True} | fields
+    assert message_of(events(client.post("/v1/chat/completions", json=asked)))["content"] == echoed
+    assert chat(client, echo=True, **GREEDY) | {"id": 0, "created": 0} == chat(client, **GREEDY) | {
+        "id": 0,
+        "created": 0,
+    }

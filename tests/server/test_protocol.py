@@ -82,25 +82,7 @@ def test_an_echo_with_logprobs_needs_those_of_the_prompt() -> None:
     assert completion_params(echo=True).prompt_logprobs is None
 
 
-def test_messages_are_what_templates_know() -> None:
-    call = {"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1, "b": null}'}}
-    request = ChatCompletionRequest.model_validate(
-        {
-            "messages": [
-                {"role": "developer", "content": "Be brief."},
-                {"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]},
-                {"role": "assistant", "content": None, "refusal": None, "tool_calls": [call]},
-                {"role": "tool", "content": "3", "tool_call_id": "1"},
-            ]
-        }
-    )
-    assert [message.for_template() for message in request.messages] == [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "one\ntwo"},
-        {
-            "role": "assistant",
-            "content": "",
-            "tool_calls": [call | {"function": {"name": "add", "arguments": {"a": 1, "b": None}}}],
-        },
-        {"role": "tool", "content": "3", "tool_call_id": "1"},
-    ]
+def test_text_parts_of_messages_are_joined() -> None:
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    request = ChatCompletionRequest.model_validate({"messages": [{"role": "user", "content": parts}]})
+    assert request.messages[0].content == "one\ntwo"

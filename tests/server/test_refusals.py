@@ -144,6 +144,9 @@ def test_best_of_n_is_n(client: httpx.Client) -> None:
 
 IMAGE = {"type": "image_url", "image_url": {"url": "http://localhost/a.png"}}
 CALL = {"type": "function", "function": {"name": "f", "arguments": "{"}}
+CALLED = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
+NAMED = {"type": "function", "function": {"name": "add"}}
 
 
 @pytest.mark.parametrize(
@@ -161,7 +164,8 @@ CALL = {"type": "function", "function": {"name": "f", "arguments": "{"}}
         ({"messages": [USER | {"mood": "good"}]}, ["messages[0].mood"]),
         ({"messages": [USER | {"audio": {"id": "1"}}]}, ["messages[0].audio", "not supported"]),
         ({"messages": [USER | {"tool_call_id": "1"}]}, ["messages[0].tool_call_id", "'user'"]),
-        ({"messages": [USER | {"tool_calls": [CALL]}]}, ["messages[0].tool_calls[0].function.arguments", "JSON"]),
+        ({"messages": [CALLED]}, ["messages[0].tool_calls[0].function.arguments", "JSON"]),
+        ({"messages": [USER | {"tool_calls": [CALL]}]}, ["messages[0].tool_calls", "'user'"]),
         ({"max_completion_tokens": 5}, ["max_tokens", "max_completion_tokens"]),
         ({"logprobs": 2}, ["logprobs is 2"]),
         ({"top_logprobs": 2}, ["top_logprobs", "logprobs=true"]),
@@ -171,6 +175,18 @@ CALL = {"type": "function", "function": {"name": "f", "arguments": "{"}}
         ({"tools": [{"type": "web_search"}]}, ["tools", "'web_search'"]),
         ({"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]}, ["tools", "strict"]),
         ({"chat_template_kwargs": {"tools": []}}, ["chat_template_kwargs", "'tools'"]),
+        ({"chat_template_kwargs": {"enable_thinkin": 1}}, ["chat_template_kwargs", "did you mean 'enable_thinking'"]),
+        ({"tools": [{"type": "function", "function": {}}]}, ["tools", "without a name"]),
+        ({"tools": [TOOL], "tool_choice": "required"}, ["tool_choice", "'auto' and 'none'"]),
+        ({"tools": [TOOL], "tool_choice": NAMED}, ["tool_choice", "'auto' and 'none'"]),
+        ({"tools": [TOOL], "tool_choice": {**NAMED, "function": {"name": "f"}}}, ["tool_choice names 'f'"]),
+        ({"tool_choice": "required"}, ["tool_choice", "there are no tools"]),
+        ({"tool_choice": "always"}, ["tool_choice is 'always'", "'required'"]),
+        ({"reasoning_effort": "low"}, ["reasoning_effort is 'low'", "give 'none'"]),
+        ({"reasoning_effort": "huge"}, ["reasoning_effort is 'huge'"]),
+        ({"documents": [{"text": "x"}]}, ["documents", "template"]),
+        ({"continue_final_message": True, "add_generation_prompt": True}, ["continue_final_message", "both"]),
+        ({"messages": [USER | {"reasoning_content": "x"}]}, ["messages[0].reasoning_content", "'user'"]),
         ({"chat_template_kwargs": {"chat_template": "{{ 1 }}"}}, ["chat_template_kwargs", "'chat_template'"]),
         ({"chat_template_kwargs": {"tokenize": True}}, ["chat_template_kwargs", "'tokenize'"]),
         ({"prompt": "Hello"}, ["'prompt'"]),

@@ -41,15 +41,16 @@ def test_token_strings_come_only_if_asked(client: httpx.Client) -> None:
     [
         {},
         {"tools": [TOOL]},
+        {"tools": [TOOL], "tool_choice": "none"},
+        {"messages": [*CONVERSATION, {"role": "assistant", "content": "The"}], "continue_final_message": True},
         {"add_generation_prompt": False},
         {"chat_template_kwargs": {"enable_thinking": False}},
         {"add_special_tokens": False},
     ],
 )
 def test_tokens_of_a_conversation_are_the_prompt_of_its_answer(client: httpx.Client, fields: dict[str, Any]) -> None:
-    found = tokenize(client, messages=CONVERSATION, **fields)
+    found = tokenize(client, **{"messages": CONVERSATION} | fields)
     asked = {"messages": CONVERSATION, "max_tokens": 1, "return_token_ids": True} | fields
-    asked.pop("add_special_tokens", None)
     assert found["tokens"] == client.post("/v1/chat/completions", json=asked).json()["prompt_token_ids"]
 
 
@@ -72,7 +73,8 @@ def test_special_tokens_are_added_unless_told(llm: LLM, client: httpx.Client, mo
         ("/tokenize", {}, "prompt", "give one of them"),
         ("/tokenize", {"prompt": "x", "messages": CONVERSATION}, "prompt", "give one of them"),
         ("/tokenize", {"prompt": "x", "tools": [TOOL]}, "tools", "goes with messages"),
-        ("/tokenize", {"messages": CONVERSATION, "add_special_tokens": True}, "add_special_tokens", "goes with prompt"),
+        ("/tokenize", {"prompt": "x", "tool_choice": "none"}, "tool_choice", "goes with messages"),
+        ("/tokenize", {"messages": CONVERSATION, "tool_choice": "any"}, "tool_choice", "'required'"),
         ("/tokenize", {"messages": CONVERSATION, "tools": [{"type": "x"}]}, "tools", "only functions are supported"),
         ("/tokenize", {"messages": []}, None, "messages is empty"),
         ("/tokenize", {"prompt": ["x"]}, "prompt", "string"),

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from jaxserve.chat.format import ChatFormat
 from jaxserve.engine.input_processor import CheckedInput, InputProcessor, Prompt
 from jaxserve.errors import InputError
 from jaxserve.outputs import RequestMetrics, RequestOutput, add_delta
@@ -123,6 +124,11 @@ class EngineClient:
     @property
     def max_logprobs(self) -> int:
         return self.inputs.limits.max_logprobs
+
+    @property
+    def chat(self) -> ChatFormat:
+        """How the model speaks; `InputError` if there is no tokenizer."""
+        return self.inputs.chat
 
     async def render_chat(self, messages: Sequence[dict[str, Any]], **template_arguments: Any) -> list[int]:
         """The tokens of a conversation in the model's chat template."""

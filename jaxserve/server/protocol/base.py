@@ -4,7 +4,7 @@ import dataclasses
 import enum
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from jaxserve.sampling_params import SamplingParams
@@ -71,18 +71,15 @@ class StreamOptions(RequestType):
         return self
 
 
-class GenerationRequest(RequestType):
-    """The fields of every endpoint that generates. None leaves it to the model's recommendation or a default."""
+class SamplingFields(RequestType):
+    """The fields of every API of OpenAI's that generates. None leaves it to the model's recommendation or a default."""
 
     model: str | None = None
     user: str | None = None  # goes to the debug log
     priority: int = 0
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    return_token_ids: bool | None = None
 
     # Named as in SamplingParams, which checks their values.
-    n: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -92,7 +89,6 @@ class GenerationRequest(RequestType):
     frequency_penalty: float | None = None
     logit_bias: Annotated[dict[str, float] | None, AfterValidator(_token_ids_as_keys)] = None
     seed: int | None = None
-    max_tokens: int | None = None
     min_tokens: int | None = None
     stop: Annotated[list[str] | None, BeforeValidator(_listed, json_schema_input_type=str | list[str] | None)] = None
     stop_token_ids: list[int] | None = None
@@ -100,6 +96,22 @@ class GenerationRequest(RequestType):
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
+
+    def sampling_settings(self) -> dict[str, Any]:
+        """What the request says about sampling, in `SamplingParams`' names."""
+        names = [field.name for field in dataclasses.fields(SamplingParams)]
+        return {name: value for name in names if (value := getattr(self, name, None)) is not None}
+
+
+class GenerationRequest(SamplingFields):
+    """What both kinds of completions have beside."""
+
+    stream_options: StreamOptions | None = None
+    return_token_ids: bool | None = None
+    request_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None  # the response's id ends with it
+    cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    n: int | None = None
+    max_tokens: int | None = None
     prompt_logprobs: int | None = None
 
     @model_validator(mode="after")
@@ -116,11 +128,6 @@ class GenerationRequest(RequestType):
         if not options or not options.include_usage:
             return UsageWanted.NOWHERE
         return UsageWanted.EVERYWHERE if options.continuous_usage_stats else UsageWanted.LAST
-
-    def sampling_settings(self) -> dict[str, Any]:
-        """What the request says about sampling, in `SamplingParams`' names."""
-        names = [field.name for field in dataclasses.fields(SamplingParams)]
-        return {name: value for name in names if (value := getattr(self, name, None)) is not None}
 
 
 class ResponseType(BaseModel):

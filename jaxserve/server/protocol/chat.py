@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Json, model_validator
+from pydantic import BeforeValidator, model_validator
 
 from jaxserve.server.protocol.base import (
     GenerationRequest,
@@ -12,30 +12,12 @@ from jaxserve.server.protocol.base import (
     Usage,
     refusal,
 )
-
-
-def _joined(content: Any) -> Any:
-    """Text parts as one string; what is no list of parts is left to the field's type."""
-    if not isinstance(content, list):
-        return content
-    texts = []
-    for part in content:
-        if not isinstance(part, dict) or not isinstance(part.get("type"), str):
-            raise ValueError("content has a part without a type; give parts {'type': 'text', 'text': ...}")
-        if part["type"] != "text":
-            raise ValueError(f"content parts of type {part['type']!r} are not supported; give parts of type 'text'")
-        if unknown := part.keys() - {"type", "text"}:
-            raise ValueError(f"content has a part with the field {min(unknown)!r}, which is unknown; leave it out")
-        if not isinstance(part.get("text"), str):
-            raise ValueError("content has a part of type 'text' without a string 'text'; give one")
-        texts.append(part["text"])
-    return "\n".join(texts)
+from jaxserve.server.protocol.content import joined_text
 
 
 class FunctionCall(RequestType):
     name: str
-    # OpenAI has them as a string; templates write them in their model's own format, and so want them parsed.
-    arguments: Annotated[Json[dict[str, Any]], BeforeValidator(lambda text: text or "{}")]
+    arguments: str
 
 
 class ToolCall(RequestType):
@@ -53,10 +35,12 @@ class Message(RequestType):
     }  # of an answer that is sent back
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[str | None, BeforeValidator(_joined)] = None
+    content: Annotated[str | None, BeforeValidator(joined_text("text"))] = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None  # vLLM's newer name of the same
 
     @model_validator(mode="after")
     def _check_role(self) -> "Message":
@@ -64,35 +48,59 @@ class Message(RequestType):
             raise refusal("tool_calls", f"tool_calls does not go with role {self.role!r}; it is of role 'assistant'")
         if self.tool_call_id is not None and self.role != "tool":
             raise refusal("tool_call_id", f"tool_call_id does not go with role {self.role!r}; it is of role 'tool'")
-        if self.content is None and not self.tool_calls:
+        for name in ("reasoning_content", "reasoning"):
+            if getattr(self, name) is not None and self.role != "assistant":
+                raise refusal(name, f"{name} does not go with role {self.role!r}; it is of role 'assistant'")
+        if self.content is None and not (self.tool_calls or self.reasoning_content or self.reasoning):
             raise refusal("content", "content is missing; give a string or a list of text parts")
         return self
 
-    def for_template(self) -> dict[str, Any]:
-        """As templates know messages. The developer is OpenAI's newer name of the system, which none of them knows."""
-        message = self.model_dump(exclude_none=True) | {"content": self.content or ""}
-        return message | {"role": "system"} if self.role == "developer" else message
+
+class FunctionName(RequestType):
+    name: str
+
+
+class NamedTool(RequestType):
+    type: Literal["function"]
+    function: FunctionName
+
+
+def _checked_choice(choice: Any) -> Any:
+    if isinstance(choice, str) and choice not in ("none", "auto", "required"):
+        raise ValueError(
+            f"tool_choice is {choice!r}; give 'none', 'auto', 'required' or "
+            "{'type': 'function', 'function': {'name': ...}}"
+        )
+    if isinstance(choice, dict):
+        return NamedTool.model_validate(choice)
+    return choice
+
+
+# Arguments of the template that are fields of their own.
+_BESIDE = (
+    *("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "add_special_tokens"),
+    "reasoning_effort",
+)
 
 
 class ChatCompletionRequest(GenerationRequest):
     unsupported = {
         "audio": (),
+        "chat_template": (),  # a program from anyone; the engine's setting of that name gives another
         "function_call": ("none",),
         "functions": ([],),
         "metadata": ({},),
         "modalities": (["text"],),
         "moderation": (),
-        "parallel_tool_calls": (True,),
         "prediction": (),
         "prompt_cache_key": (),
         "prompt_cache_options": (),
         "prompt_cache_retention": (),
-        "reasoning_effort": (),
         "response_format": ({"type": "text"},),
         "safety_identifier": (),
         "service_tier": ("auto", "default"),
         "store": (False,),
-        "tool_choice": ("auto",),
+        "thinking_token_budget": (),
         "verbosity": (),
         "web_search_options": (),
     }
@@ -102,7 +110,17 @@ class ChatCompletionRequest(GenerationRequest):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     tools: list[dict[str, Any]] | None = None
-    add_generation_prompt: bool = True
+    tool_choice: Annotated[Literal["none", "auto", "required"] | NamedTool | None, BeforeValidator(_checked_choice)] = (
+        None
+    )
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    include_reasoning: bool | None = None
+    documents: list[dict[str, Any]] | None = None
+    echo: bool | None = None  # begin with the last message, if that is the assistant's
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    add_special_tokens: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
     @model_validator(mode="after")
@@ -122,9 +140,19 @@ class ChatCompletionRequest(GenerationRequest):
         for tool in self.tools or []:
             if tool.get("type") != "function" or not isinstance(tool.get("function"), dict):
                 raise refusal("tools", f"tools has one of type {tool.get('type')!r}; only functions are supported")
+            if not isinstance(tool["function"].get("name"), str):
+                raise refusal("tools", "tools has a function without a name; give one")
             if tool["function"].get("strict"):
                 raise refusal("tools", "tools has a function with strict=true, which is not supported; leave it out")
-        for name in ("messages", "tools", "add_generation_prompt"):
+        if isinstance(self.tool_choice, NamedTool):
+            names = [tool["function"]["name"] for tool in self.tools or []]
+            if self.tool_choice.function.name not in names:
+                raise refusal(
+                    "tool_choice", f"tool_choice names {self.tool_choice.function.name!r}, which is not among the tools"
+                )
+        elif self.tool_choice == "required" and not self.tools:
+            raise refusal("tool_choice", "tool_choice is 'required' and there are no tools; give some")
+        for name in _BESIDE:
             if name in (self.chat_template_kwargs or {}):
                 raise refusal("chat_template_kwargs", f"chat_template_kwargs has {name!r}; give that beside it instead")
         return self
@@ -135,11 +163,22 @@ class ChatCompletionRequest(GenerationRequest):
         return settings | {"max_tokens": limit, "logprobs": (self.top_logprobs or 0) if self.logprobs else None}
 
     def template_arguments(self) -> dict[str, Any]:
-        return {
-            "tools": self.tools or None,
-            "add_generation_prompt": self.add_generation_prompt,
-            **(self.chat_template_kwargs or {}),
-        }
+        """What the template is rendered with, beside messages and tools."""
+        given = {name: value for name in _BESIDE[2:] if (value := getattr(self, name)) is not None}
+        return given | (self.chat_template_kwargs or {})
+
+    @property
+    def chosen_tool(self) -> str:
+        """auto, none, required, or the name of one of the tools."""
+        if isinstance(self.tool_choice, NamedTool):
+            return self.tool_choice.function.name
+        return self.tool_choice or "auto"
+
+    @property
+    def echoed(self) -> str:
+        """What the answer begins with."""
+        last = self.messages[-1] if self.messages else None
+        return (last.content or "") if self.echo and last and last.role == "assistant" else ""
 
 
 class TopLogprob(ResponseType):
@@ -156,9 +195,23 @@ class ChatLogprobs(ResponseType):
     content: list[TokenLogprob]
 
 
+class CalledFunction(ResponseType):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class AnswerToolCall(ResponseType):
+    index: int | None = None  # in deltas
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: CalledFunction
+
+
 class AnswerMessage(ResponseType):
     role: Literal["assistant"]
-    content: str
+    content: str | None
+    reasoning_content: str | None = None
+    tool_calls: list[AnswerToolCall] | None = None
 
 
 class ChatChoice(ResponseType):
@@ -184,6 +237,8 @@ class ChatCompletion(ResponseType):
 class Delta(ResponseType):
     role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[AnswerToolCall] | None = None
 
 
 class ChatChunkChoice(ResponseType):

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, model_validator
 
 from jaxserve.server.protocol.base import GenerationRequest, PromptLogprobs, ResponseType, Usage, refusal
 
@@ -38,10 +38,8 @@ class CompletionRequest(GenerationRequest):
     best_of: int | None = None
     echo: bool | None = None
     logprobs: int | None = None
-    request_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None  # the response's id ends with it
     add_special_tokens: bool | None = None  # to prompts of text, such as a beginning of sequence; true unless told
     truncate_prompt_tokens: int | None = None  # keeps that many from the end; -1: what leaves room for max_tokens
-    cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     return_tokens_as_token_ids: bool | None = None
 
     @model_validator(mode="after")

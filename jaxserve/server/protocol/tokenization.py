@@ -7,7 +7,10 @@ from pydantic import model_validator
 from jaxserve.server.protocol.base import RequestType, ResponseType, refusal
 from jaxserve.server.protocol.chat import ChatCompletionRequest, Message
 
-_OF_CHAT = ("tools", "add_generation_prompt", "chat_template_kwargs")
+_OF_CHAT = (
+    *("tools", "tool_choice", "reasoning_effort", "documents"),
+    *("add_generation_prompt", "continue_final_message", "chat_template_kwargs"),
+)
 
 
 class TokenizeRequest(RequestType):
@@ -16,10 +19,15 @@ class TokenizeRequest(RequestType):
     model: str | None = None
     prompt: str | None = None
     messages: list[Message] | None = None
-    add_special_tokens: bool | None = None  # such as a beginning of sequence; a template writes its own
+    # Such as a beginning of sequence. Unless told, a text gets it, and a conversation has what its template writes.
+    add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
     tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    documents: list[dict[str, Any]] | None = None
     add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
     @model_validator(mode="after")
@@ -29,13 +37,12 @@ class TokenizeRequest(RequestType):
         given = next((name for name in _OF_CHAT if getattr(self, name) is not None), None)
         if self.messages is None and given:
             raise refusal(given, f"{given} goes with messages; leave it out")
-        if self.messages is not None and self.add_special_tokens:
-            raise refusal("add_special_tokens", "add_special_tokens goes with prompt; leave it out")
         return self
 
     def conversation(self) -> ChatCompletionRequest:
         """The request for an answer to `messages`; `ValidationError` if that would be refused."""
-        given = {name: value for name in ("messages", *_OF_CHAT) if (value := getattr(self, name)) is not None}
+        names = ("messages", "add_special_tokens", *_OF_CHAT)
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
         return ChatCompletionRequest(**given)
 
 

@@ -6,14 +6,13 @@ from collections.abc import Iterable
 from starlette.requests import Request
 from starlette.responses import Response
 
-from jaxserve.engine.input_processor import Prompt
+from jaxserve.chat.events import Answer, as_delta
 from jaxserve.errors import InputError
 from jaxserve.outputs import CompletionOutput, RequestOutput
-from jaxserve.sampling_params import SamplingParams
 from jaxserve.server.incoming import read_body
 from jaxserve.server.logprobs import chat_logprobs, prompt_logprobs
 from jaxserve.server.openapi import GENERATES, Operation, describes
-from jaxserve.server.protocol.base import Usage
+from jaxserve.server.protocol.base import UsageWanted
 from jaxserve.server.protocol.chat import (
     AnswerMessage,
     ChatChoice,
@@ -24,8 +23,9 @@ from jaxserve.server.protocol.chat import (
     ChatLogprobs,
     Delta,
 )
-from jaxserve.server.routes.reply import Reply, answer
+from jaxserve.server.routes.reply import Counts, Reply, answer, new_id
 from jaxserve.server.routes.served import Served
+from jaxserve.server.routes.turn import Answers, Turn
 
 logger = logging.getLogger(__name__)
 
@@ -52,47 +52,62 @@ class Chat:
                 f"top_logprobs is {body.top_logprobs}, and this engine was started with "
                 f"max_logprobs={engine.max_logprobs}; ask for fewer"
             )
-        params = SamplingParams(**(engine.sampling_defaults | body.sampling_settings()))
-        reply = _ChatReply(body, self._served.name)
-        logger.debug("%s: user %r, %s", reply.id, body.user, params)
-        messages = [message.for_template() for message in body.messages]
-        token_ids = await engine.render_chat(messages, **body.template_arguments())
-        prompts: dict[str, Prompt] = {reply.id: {"prompt_token_ids": token_ids}}
-        deltas = engine.generate(prompts, params, priority=body.priority, stream=bool(body.stream))
-        return await answer(request, reply, deltas, stream=body.stream, include_usage=body.include_usage)
+        turn = Turn(
+            messages=[message.model_dump(exclude_none=True) for message in body.messages],
+            sampling=body.sampling_settings(),
+            tools=body.tools,
+            tool_choice=body.chosen_tool,
+            parallel_tool_calls=body.parallel_tool_calls is not False,
+            template=body.template_arguments(),
+            echoed=body.echoed,
+            include_reasoning=body.include_reasoning is not False,
+            priority=body.priority,
+            cache_salt=body.cache_salt or "",
+            stream=bool(body.stream),
+        )
+        id = new_id("chatcmpl-", body.request_id)
+        logger.debug("%s: user %r, %s", id, body.user, turn.sampling)
+        deltas, answers = await turn.begin(engine, id)
+        return await answer(request, _ChatReply(id, self._served.name, body, answers), deltas, stream=body.stream)
 
 
 class _ChatReply(Reply):
     """Choice i is completion i of the conversation."""
 
-    def __init__(self, body: ChatCompletionRequest, model: str):
-        super().__init__("chatcmpl", model)
-        self._body = body
+    def __init__(self, id: str, model: str, body: ChatCompletionRequest, answers: Answers):
+        super().__init__(id, model)
+        self.usage_in_chunks = body.include_usage is UsageWanted.EVERYWHERE
+        self._body, self._answers = body, answers
         self._begun: set[int] = set()  # choices whose role has been told
+        self._calls: set[int] = set()  # choices that call tools
 
     def chunks(self, delta: RequestOutput) -> Iterable[ChatChunk]:
         for output in delta.outputs:
             if output.index not in self._begun:
                 yield self._first_chunk(delta, output.index)
                 self._begun.add(output.index)
+            added = as_delta(self._answers.read(output))
+            if "tool_calls" in added:
+                self._calls.add(output.index)
             choice = ChatChunkChoice(
                 index=output.index,
-                delta=Delta(content=output.text) if output.text else Delta(),
+                delta=Delta(**added),
                 logprobs=self._logprobs(output),
-                finish_reason=output.finish_reason,
+                finish_reason=self._finish_reason(output),
                 stop_reason=output.stop_reason,
             )
             if self._body.return_token_ids:
                 choice.token_ids = output.token_ids
-            if output.text or choice.logprobs or choice.token_ids or output.finish_reason:
+            if added or choice.logprobs or choice.token_ids or output.finish_reason:
                 yield self._chunk([choice])
 
-    def usage_chunk(self, usage: Usage) -> ChatChunk:
-        chunk = self._chunk([])
-        chunk.usage = usage
-        return chunk
+    def last_chunks(self, counts: Counts) -> Iterable[ChatChunk]:
+        if self._body.include_usage:
+            chunk = self._chunk([])
+            chunk.usage = counts.usage
+            yield chunk
 
-    def whole(self, outputs: list[RequestOutput], usage: Usage) -> ChatCompletion:
+    def whole(self, outputs: list[RequestOutput], counts: Counts) -> ChatCompletion:
         (output,) = outputs
         completion = ChatCompletion(
             id=self.id,
@@ -100,7 +115,7 @@ class _ChatReply(Reply):
             created=self.created,
             model=self.model,
             choices=[self._choice(completion) for completion in output.outputs],
-            usage=usage,
+            usage=counts.usage,
         )
         if self._body.prompt_logprobs is not None and output.prompt_logprobs is not None:
             completion.prompt_logprobs = prompt_logprobs(
@@ -127,16 +142,25 @@ class _ChatReply(Reply):
         return chunk
 
     def _choice(self, completion: CompletionOutput) -> ChatChoice:
+        found = Answer()
+        for event in self._answers.read(completion):
+            found.add(event)
+        if found.tool_calls:
+            self._calls.add(completion.index)
         choice = ChatChoice(
             index=completion.index,
-            message=AnswerMessage(role="assistant", content=completion.text),
+            message=AnswerMessage(**found.as_message()),
             logprobs=self._logprobs(completion),
-            finish_reason=completion.finish_reason,
+            finish_reason=self._finish_reason(completion),
             stop_reason=completion.stop_reason,
         )
         if self._body.return_token_ids:
             choice.token_ids = completion.token_ids
         return choice
+
+    def _finish_reason(self, completion: CompletionOutput) -> str | None:
+        calls = completion.finish_reason == "stop" and completion.index in self._calls
+        return "tool_calls" if calls else completion.finish_reason
 
     def _logprobs(self, completion: CompletionOutput) -> ChatLogprobs | None:
         if completion.logprobs is None:

@@ -14,14 +14,14 @@ from jaxserve.server.core.client import EngineClient
 from jaxserve.server.incoming import read_body
 from jaxserve.server.logprobs import completion_logprobs, prompt_logprobs
 from jaxserve.server.openapi import GENERATES, Operation, describes
-from jaxserve.server.protocol.base import Usage
+from jaxserve.server.protocol.base import UsageWanted
 from jaxserve.server.protocol.completions import (
     Completion,
     CompletionChoice,
     CompletionLogprobs,
     CompletionRequest,
 )
-from jaxserve.server.routes.reply import Reply, answer
+from jaxserve.server.routes.reply import Counts, Reply, answer, new_id
 from jaxserve.server.routes.served import Served
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class Completions:
             cache_salt=body.cache_salt or "",
             stream=bool(body.stream),
         )
-        return await answer(request, reply, deltas, stream=body.stream, include_usage=body.include_usage)
+        return await answer(request, reply, deltas, stream=body.stream)
 
     async def _prompt(self, body: CompletionRequest, params: SamplingParams, prompt: str | list[int]) -> _Prompt:
         engine, room = self._served.engine, body.truncate_prompt_tokens
@@ -82,7 +82,8 @@ class _CompletionReply(Reply):
     def __init__(
         self, body: CompletionRequest, params: SamplingParams, model: str, prompts: list[_Prompt], engine: EngineClient
     ):
-        super().__init__("cmpl", model, body.request_id)
+        super().__init__(new_id("cmpl-", body.request_id), model)
+        self.usage_in_chunks = body.include_usage is UsageWanted.EVERYWHERE
         self._body, self._params, self._prompts, self._engine = body, params, prompts, engine
         ids = [f"{self.id}-{number}" for number in range(len(prompts))]
         self.engine_prompts = {request_id: prompt.for_engine for request_id, prompt in zip(ids, prompts, strict=True)}
@@ -96,15 +97,16 @@ class _CompletionReply(Reply):
             if choice.text or choice.logprobs or choice.token_ids or choice.finish_reason:
                 yield self._chunk([choice])
 
-    def usage_chunk(self, usage: Usage) -> Completion:
-        chunk = self._chunk([])
-        chunk.usage = usage
-        return chunk
+    def last_chunks(self, counts: Counts) -> Iterable[Completion]:
+        if self._body.include_usage:
+            chunk = self._chunk([])
+            chunk.usage = counts.usage
+            yield chunk
 
-    def whole(self, outputs: list[RequestOutput], usage: Usage) -> Completion:
+    def whole(self, outputs: list[RequestOutput], counts: Counts) -> Completion:
         choices = [self._choice(output, completion) for output in outputs for completion in output.outputs]
         completion = self._completion(sorted(choices, key=lambda choice: choice.index))
-        completion.usage = usage
+        completion.usage = counts.usage
         return completion
 
     def _chunk(self, choices: list[CompletionChoice]) -> Completion:

@@ -4,8 +4,9 @@ import abc
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from typing import ClassVar
 
-from sse_starlette import EventSourceResponse
+from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -15,17 +16,55 @@ from jaxserve.server import logs
 from jaxserve.server.errors import as_api_error
 from jaxserve.server.failures import Unserved
 from jaxserve.server.incoming import while_connected
-from jaxserve.server.protocol.base import ResponseType, Usage, UsageWanted
+from jaxserve.server.protocol.base import ResponseType, Usage
 
 Deltas = AsyncGenerator[RequestOutput]
+
+
+class Counts:
+    """Counts a prompt once, whatever number of completions it has."""
+
+    def __init__(self) -> None:
+        self._prompts: dict[str, tuple[int, int]] = {}  # tokens, and those that the prefix cache spared
+        self.completion_tokens = 0
+
+    def count(self, delta: RequestOutput) -> None:
+        self._prompts[delta.request_id] = len(delta.prompt_token_ids), delta.metrics.num_cached_tokens
+        self.completion_tokens += sum(len(output.token_ids) for output in delta.outputs)
+
+    def note(self) -> None:
+        logs.note(prompt_tokens=self.prompt_tokens, completion_tokens=self.completion_tokens)
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(tokens for tokens, _ in self._prompts.values())
+
+    @property
+    def cached_tokens(self) -> int:
+        return sum(cached for _, cached in self._prompts.values())
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            total_tokens=self.prompt_tokens + self.completion_tokens,
+        )
+
+
+def new_id(prefix: str, given: str | None = None) -> str:
+    """The client's own id, if it has given one, or one that nobody else has."""
+    return prefix + (given or uuid.uuid4().hex)
 
 
 class Reply(abc.ABC):
     """What an endpoint makes of the deltas of one request."""
 
-    def __init__(self, id_prefix: str, model: str, request_id: str | None = None):
-        self.id = f"{id_prefix}-{request_id or uuid.uuid4().hex}"
-        self.model = model
+    last_event: ClassVar[str | None] = "[DONE]"  # of a stream that came to its end
+    usage_in_chunks = False  # whether each chunk tells how much it is so far
+
+    def __init__(self, id: str, model: str):
+        self.id, self.model = id, model
         self.created = int(time.time())
 
     @abc.abstractmethod
@@ -33,41 +72,41 @@ class Reply(abc.ABC):
         """What a streaming client gets of a delta."""
 
     @abc.abstractmethod
-    def usage_chunk(self, usage: Usage) -> ResponseType:
-        """What it gets last, if it asked for that."""
+    def last_chunks(self, counts: Counts) -> Iterable[ResponseType]:
+        """What it gets after the last one."""
 
     @abc.abstractmethod
-    def whole(self, outputs: list[RequestOutput], usage: Usage) -> ResponseType:
+    def whole(self, outputs: list[RequestOutput], counts: Counts) -> ResponseType:
         """What a client that does not stream gets."""
+
+    def failure(self, error: Exception) -> ResponseType:
+        """What a streaming client gets if the engine fails."""
+        return as_api_error(error).body()
+
+    def event(self, chunk: ResponseType) -> ServerSentEvent:
+        return ServerSentEvent(chunk.to_json(), sep="\n")
 
 
 def json_response(answer: ResponseType) -> Response:
     return Response(answer.to_json(), media_type="application/json")
 
 
-async def answer(
-    request: Request,
-    reply: Reply,
-    deltas: Deltas,
-    *,
-    stream: bool | None,
-    include_usage: UsageWanted = UsageWanted.NOWHERE,
-) -> Response:
+async def answer(request: Request, reply: Reply, deltas: Deltas, *, stream: bool | None) -> Response:
     """The response. A stream begins with the first delta, so that whatever fails before has a status of its own."""
     logs.note(id=reply.id)
     try:
         if stream:
             first = await while_connected(request, anext(deltas))
-            return _EventStream(_events(reply, first, deltas, include_usage), deltas)
+            return _EventStream(_events(reply, first, deltas), deltas)
         outputs = await while_connected(request, _collect(deltas))
     except BaseException:
         await deltas.aclose()
         raise
-    counter = _Counter()
+    counts = Counts()
     for output in outputs:
-        counter.count(output)
-    counter.note()
-    return json_response(reply.whole(outputs, counter.usage))
+        counts.count(output)
+    counts.note()
+    return json_response(reply.whole(outputs, counts))
 
 
 async def _collect(deltas: Deltas) -> list[RequestOutput]:
@@ -77,31 +116,32 @@ async def _collect(deltas: Deltas) -> list[RequestOutput]:
     return list(outputs.values())
 
 
-async def _events(reply: Reply, first: RequestOutput, deltas: Deltas, include_usage: UsageWanted) -> AsyncIterator[str]:
-    counter = _Counter()
+async def _events(reply: Reply, first: RequestOutput, deltas: Deltas) -> AsyncIterator[ServerSentEvent]:
+    counts = Counts()
     delta: RequestOutput | None = first
     try:
         while delta:
-            counter.count(delta)
+            counts.count(delta)
             for chunk in reply.chunks(delta):
-                if include_usage is UsageWanted.EVERYWHERE:
-                    chunk.usage = counter.usage  # type: ignore[attr-defined]  # whoever takes the option has it
-                yield chunk.to_json()
+                if reply.usage_in_chunks:
+                    chunk.usage = counts.usage  # type: ignore[attr-defined]
+                yield reply.event(chunk)
             delta = await anext(deltas, None)
-        if include_usage:
-            yield reply.usage_chunk(counter.usage).to_json()
-        yield "[DONE]"
-    except Unserved as error:  # the status is sent; without [DONE], nobody can take what came for all
+        for chunk in reply.last_chunks(counts):
+            yield reply.event(chunk)
+        if reply.last_event is not None:
+            yield ServerSentEvent(reply.last_event, sep="\n")
+    except Unserved as error:  # the status is sent; without its last event, nobody can take what came for all
         logs.note(error=str(error))
-        yield as_api_error(error).body().to_json()
+        yield reply.event(reply.failure(error))
     finally:
-        counter.note()
+        counts.note()
 
 
 class _EventStream(EventSourceResponse):
     """The events of a request, which ends with the response however that ends: also if it never came to stream."""
 
-    def __init__(self, events: AsyncIterator[str], deltas: Deltas):
+    def __init__(self, events: AsyncIterator[ServerSentEvent], deltas: Deltas):
         super().__init__(events, sep="\n")
         self._deltas = deltas
 
@@ -110,25 +150,3 @@ class _EventStream(EventSourceResponse):
             await super().__call__(scope, receive, send)
         finally:
             await self._deltas.aclose()
-
-
-class _Counter:
-    """Counts a prompt once, whatever number of completions it has."""
-
-    def __init__(self) -> None:
-        self._prompts: dict[str, int] = {}
-        self._completions = 0
-
-    def count(self, delta: RequestOutput) -> None:
-        self._prompts[delta.request_id] = len(delta.prompt_token_ids)
-        self._completions += sum(len(output.token_ids) for output in delta.outputs)
-
-    def note(self) -> None:
-        logs.note(prompt_tokens=sum(self._prompts.values()), completion_tokens=self._completions)
-
-    @property
-    def usage(self) -> Usage:
-        prompts = sum(self._prompts.values())
-        return Usage(
-            prompt_tokens=prompts, completion_tokens=self._completions, total_tokens=prompts + self._completions
-        )

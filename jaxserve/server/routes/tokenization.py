@@ -20,6 +20,7 @@ from jaxserve.server.protocol.tokenization import (
 )
 from jaxserve.server.routes.reply import json_response
 from jaxserve.server.routes.served import Served
+from jaxserve.server.routes.turn import Turn
 
 
 class Tokenization:
@@ -59,7 +60,6 @@ class Tokenization:
     @describes(Operation(summary="What the tokenizer is", answers=TokenizerInfo, errors=(400,)))
     async def info(self, request: Request) -> Response:
         tokenizer = self._tokenizer
-        template = tokenizer.chat_template
         return json_response(
             TokenizerInfo(
                 tokenizer_class=type(tokenizer).__name__,
@@ -69,7 +69,7 @@ class Tokenization:
                 eos_token=tokenizer.eos_token,
                 pad_token=tokenizer.pad_token,
                 unk_token=tokenizer.unk_token,
-                chat_template=template.get("default") if isinstance(template, dict) else template,
+                chat_template=self._served.engine.chat.template,
             )
         )
 
@@ -78,8 +78,14 @@ class Tokenization:
             conversation = body.conversation()
         except ValidationError as error:
             raise validation_error(error, ChatCompletionRequest) from None
-        messages = [message.for_template() for message in conversation.messages]
-        return await self._served.engine.render_chat(messages, **conversation.template_arguments())
+        turn = Turn(
+            messages=[message.model_dump(exclude_none=True) for message in conversation.messages],
+            sampling={},
+            tools=conversation.tools,
+            tool_choice=conversation.chosen_tool,
+            template=conversation.template_arguments(),
+        )
+        return await turn.render(self._served.engine)
 
     @property
     def _tokenizer(self) -> Any:

@@ -1,0 +1,125 @@
+"""Chat templates, rendered with a bound on time, memory and length."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, cast
+
+from jaxserve.errors import InputError
+
+MAX_SECONDS = 3.0  # of CPU time
+MAX_BYTES = 2**30  # of memory
+MAX_CHARACTERS = 2**24  # of the text; more than any model's context
+
+_END_OF_PART = "\U000f0002"  # in the place where a message is to be continued; private, so that no text has it
+
+
+class Renderer:
+    """The process of `render_process.py`, started when it is first needed, and again after one that had to end."""
+
+    def __init__(self, *, seconds: float = MAX_SECONDS, max_bytes: int = MAX_BYTES, characters: int = MAX_CHARACTERS):
+        self._seconds = seconds
+        self._limits = [str(seconds), str(max_bytes), str(characters)]
+        self._process: subprocess.Popen | None = None
+        self._end: Callable[[], object] = lambda: None  # ends the process, once
+        self._lock = threading.Lock()  # one template at a time
+
+    def ask(self, question: dict[str, Any]) -> dict[str, Any]:
+        """The answer to a line as `render_process.py` takes them; with an "error" where the process has ended of it."""
+        line = json.dumps(question).encode() + b"\n"
+        with self._lock:
+            process = self._process = self._process or self._start()
+            to_it, from_it = cast(IO[bytes], process.stdin), cast(IO[bytes], process.stdout)
+            try:
+                to_it.write(line)
+                to_it.flush()
+                answered = from_it.readline()
+            except BrokenPipeError:
+                answered = b""
+            if answered.endswith(b"\n"):
+                return json.loads(answered)
+            self._process = None
+            self._end()
+        if process.returncode == -signal.SIGPROF:
+            return {"error": f"it takes more than {self._seconds:g} seconds"}
+        return {"error": "it needs too much memory"}
+
+    def _start(self) -> subprocess.Popen:
+        program = Path(__file__).with_name("render_process.py")
+        process = subprocess.Popen(
+            [sys.executable, "-I", program, *self._limits],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # what it has to say of templates, it answers
+            start_new_session=True,  # so that Ctrl-C is not its business
+        )
+        self._end = weakref.finalize(self, process.communicate)  # closes its standard input, at whose end it ends
+        return process
+
+
+class ChatTemplate:
+    """A checkpoint's template, or several by name, with the special tokens that templates know as variables."""
+
+    def __init__(self, source: str | Mapping[str, str], special_tokens: Mapping[str, Any], renderer: Renderer):
+        self._sources = {"default": source} if isinstance(source, str) else dict(source)
+        self._special_tokens = dict(special_tokens)
+        self._renderer = renderer
+        self._names: dict[str, frozenset[str]] = {}
+
+    @property
+    def text(self) -> str:
+        """All that the template says, to be searched."""
+        return "\n".join(self._sources.values())
+
+    def names(self, *, tools: bool = False) -> frozenset[str]:
+        """The variables that the template reads."""
+        source = self._source(tools=tools)
+        if source not in self._names:
+            self._names[source] = frozenset(self._ask({"template": source})["names"])
+        return self._names[source]
+
+    def render(
+        self, messages: Sequence[dict[str, Any]], *, continue_final_message: bool = False, **variables: Any
+    ) -> str:
+        """The prompt. With `continue_final_message` it ends where the last message's content ends."""
+        messages = list(messages)
+        if continue_final_message:
+            last = messages[-1]
+            if not isinstance(last.get("content"), str) or last.get("tool_calls"):
+                raise InputError(
+                    "continue_final_message needs a last message that is content alone; give its beginning as a string"
+                )
+            messages[-1] = last | {"content": last["content"] + _END_OF_PART}
+        text = self._ask(
+            {
+                "template": self._source(tools=bool(variables.get("tools"))),
+                "variables": self._special_tokens | variables | {"messages": messages},
+            }
+        )["text"]
+        if not continue_final_message:
+            return text
+        before, mark, _ = text.rpartition(_END_OF_PART)
+        if not mark:
+            raise InputError("continue_final_message is set, and the chat template leaves the last message out")
+        return before
+
+    def _source(self, *, tools: bool) -> str:
+        if tools and "tool_use" in self._sources:
+            return self._sources["tool_use"]
+        return self._sources.get("default") or next(iter(self._sources.values()))
+
+    def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
+        try:
+            answer = self._renderer.ask(question)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"the conversation holds what JSON cannot express ({error}); give plain values") from error
+        if "error" in answer:
+            raise InputError(
+                f"the chat template cannot render these messages ({answer['error']}); check their roles and contents"
+            )
+        return answer

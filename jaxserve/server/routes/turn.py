@@ -1,0 +1,89 @@
+"""One turn of a conversation, whichever API asks for it."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from jaxserve.chat.events import Content, Event, Reasoning
+from jaxserve.chat.parser import AnswerParser
+from jaxserve.engine.input_processor import Prompt
+from jaxserve.outputs import CompletionOutput
+from jaxserve.sampling_params import SamplingParams
+from jaxserve.server.core.client import EngineClient
+from jaxserve.server.errors import ApiError
+from jaxserve.server.routes.reply import Deltas
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Turn:
+    """What is asked of the model: the message after these."""
+
+    messages: list[dict[str, Any]]
+    sampling: dict[str, Any]  # in SamplingParams' names
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str = "auto"  # auto, none, required, or the name of one of the tools
+    parallel_tool_calls: bool = True
+    template: dict[str, Any] = dataclasses.field(default_factory=dict)  # what else it is rendered with
+    echoed: str = ""  # what the answer begins with
+    include_reasoning: bool = True
+    priority: int = 0
+    cache_salt: str = ""
+    stream: bool = False  # whether each step's part of the answer is wanted, or all of it at its end
+
+    async def begin(self, engine: EngineClient, request_id: str) -> tuple[Deltas, "Answers"]:
+        """Hand the turn to the engine: what comes of it, and the parsers to read that with."""
+        params = SamplingParams(**(engine.sampling_defaults | self.sampling))
+        token_ids = await self.render(engine)
+        tools = self._shown_tools
+        shown = engine.chat.needs_special_tokens(tools=bool(tools))
+        read = dataclasses.replace(params, skip_special_tokens=params.skip_special_tokens and not shown)
+        prompts: dict[str, Prompt] = {request_id: {"prompt_token_ids": token_ids}}
+        deltas = engine.generate(prompts, read, priority=self.priority, cache_salt=self.cache_salt, stream=self.stream)
+        parser = functools.partial(
+            engine.chat.parser,
+            token_ids,
+            tools=tools,
+            parallel_tool_calls=self.parallel_tool_calls,
+            skip_special_tokens=params.skip_special_tokens,
+        )
+        return deltas, Answers(parser, echoed=self.echoed, include_reasoning=self.include_reasoning)
+
+    async def render(self, engine: EngineClient) -> list[int]:
+        """The prompt."""
+        self._constrain()
+        return await engine.render_chat(self.messages, tools=self._shown_tools, **self.template)
+
+    @property
+    def _shown_tools(self) -> list[dict[str, Any]] | None:
+        """The tools that the model knows of: what it does not see, it does not call."""
+        return None if self.tool_choice == "none" else self.tools
+
+    def _constrain(self) -> None:
+        """The place for what an answer's tokens have to keep to: that a tool is called, or a certain one."""
+        if self.tool_choice not in ("auto", "none"):
+            raise ApiError(
+                400, "tool_choice other than 'auto' and 'none' is not supported; leave it out", param="tool_choice"
+            )
+
+
+class Answers:
+    """The answers to one prompt, each read by a parser of its own."""
+
+    def __init__(self, make_parser: Callable[[], AnswerParser], *, echoed: str, include_reasoning: bool):
+        self._make_parser, self._echoed, self._include_reasoning = make_parser, echoed, include_reasoning
+        self._parsers: dict[int, AnswerParser] = {}
+
+    def read(self, completion: CompletionOutput) -> list[Event]:
+        """The events of a completion, or of what a step added to it."""
+        events: list[Event] = []
+        if completion.index not in self._parsers:
+            self._parsers[completion.index] = self._make_parser()
+            if self._echoed:
+                events.append(Content(self._echoed))
+        events += self._parsers[completion.index].read(completion)
+        return [event for event in events if self._include_reasoning or not isinstance(event, Reasoning)]
+
+    @property
+    def num_reasoning_tokens(self) -> int:
+        return sum(parser.num_reasoning_tokens for parser in self._parsers.values())
