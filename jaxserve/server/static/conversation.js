@@ -94,7 +94,8 @@ class AssistantTurn {
     this.last = performance.now();
     this.first ??= this.last;
     this.answer.add(chunk);
-    if (this.thoughtAt === null && !this.answer.parts.thinks) this.thoughtAt = this.last;
+    const { thought, thinks } = this.answer.parts;
+    if (this.thoughtAt === null && thought && !thinks) this.thoughtAt = this.last;
     this.frame ??= requestAnimationFrame(() => this.show());
   }
 
@@ -112,8 +113,7 @@ class AssistantTurn {
     this.thinking.hidden = !thought;
     this.thinking.classList.toggle("busy", busy && thinks);
     this.thought.textContent = thought;
-    const seconds = (this.thoughtAt - this.first) / 1000;
-    this.summary.textContent = thinks ? (busy ? "Thinking" : "Thought until it was cut") : `Thought for ${seconds.toFixed(1)} s`;
+    this.summary.textContent = this.toldOfThinking(thinks);
     this.wait.hidden = !busy || Boolean(text || calls.length || thought);
     showMarkdown(this.text, text);
     this.text.classList.toggle("busy", busy && Boolean(text) && !calls.length);
@@ -122,6 +122,12 @@ class AssistantTurn {
     this.problem.replaceChildren(icon("warn"), make("p", {}, this.error));
     this.showFacts();
     if (atEnd) toEnd();
+  }
+
+  toldOfThinking(thinks) {
+    if (thinks) return this.done ? "Thought until it was cut" : "Thinking";
+    const seconds = (this.thoughtAt - this.first) / 1000;
+    return seconds < 0.1 ? "Thought for a moment" : `Thought for ${seconds.toFixed(1)} s`;
   }
 
   showCalls(calls) {
