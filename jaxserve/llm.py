@@ -218,6 +218,9 @@ class LLM:
         params = _one_each(sampling_params or self.get_default_sampling_params(), len(prompts), "sampling_params")
         priorities = _one_each(priority, len(prompts), "priority")
         checked = [self.engine.inputs.check(prompt, each) for prompt, each in zip(prompts, params, strict=True)]
+        for wanted in (each.structured_outputs for each in params):
+            if wanted is not None:
+                self.engine.grammars.matcher(wanted)  # compiled, or refused, before any of them runs
         ids = [str(next(self._ids)) for _ in prompts]
         for request_id, prompt, each, first in zip(ids, checked, params, priorities, strict=True):
             self.engine.add(prompt, each, request_id=request_id, priority=first, stream=stream)

@@ -45,6 +45,7 @@ class SamplingParams:
         presence_penalty: subtracted from the logits of tokens already in the output, in [-2, 2].
         frequency_penalty: subtracted once per occurrence in the output, in [-2, 2].
         logit_bias: added to the logits of these token ids, each in [-100, 100].
+        allowed_token_ids: sample from these tokens alone; None allows all.
         seed: makes the request repeatable, whatever runs beside it; completion i of n uses seed + i.
         max_tokens: the most tokens of a completion; None goes on to the model's length limit.
         min_tokens: no end-of-sequence and no stop token before this many.
@@ -70,6 +71,7 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: dict[int, float] | None = None
+    allowed_token_ids: tuple[int, ...] | None = None
     seed: int | None = None
     max_tokens: int | None = 16
     min_tokens: int = 0
@@ -99,6 +101,8 @@ class SamplingParams:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         object.__setattr__(self, "stop", stop)
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
+        if self.allowed_token_ids is not None:
+            object.__setattr__(self, "allowed_token_ids", tuple(self.allowed_token_ids))
         object.__setattr__(self, "top_k", 0 if self.top_k == -1 else self.top_k)
         if isinstance(self.structured_outputs, dict):
             object.__setattr__(self, "structured_outputs", StructuredOutputsParams(**self.structured_outputs))
@@ -142,6 +146,10 @@ class SamplingParams:
             raise InputError(f"structured_outputs is a {kind}; give a StructuredOutputsParams, or a dict of its fields")
         for token in self.stop_token_ids:
             _check_token(token, "stop_token_ids")
+        if self.allowed_token_ids is not None and not self.allowed_token_ids:
+            raise InputError("allowed_token_ids is empty; give at least one token id, or leave it out")
+        for token in self.allowed_token_ids or ():
+            _check_token(token, "allowed_token_ids")
         if not isinstance(self.logit_bias, dict | None):
             raise InputError(f"logit_bias is a {type(self.logit_bias).__name__}; give a dict of token ids to numbers")
         for token, bias in (self.logit_bias or {}).items():

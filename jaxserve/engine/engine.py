@@ -24,8 +24,10 @@ from jaxserve.engine.scheduler import Chunk, Decode, Prefill, Scheduler
 from jaxserve.engine.startup import Loaded
 from jaxserve.errors import InputError
 from jaxserve.outputs import CompletionOutput, Logprob, Logprobs, RequestMetrics, RequestOutput
+from jaxserve.runner.compilation import compilations
 from jaxserve.runner.step_batch import DecodeArrays, HiddenRows, LogprobRows, StepBatch, StepResult
 from jaxserve.sampling_params import SamplingParams
+from jaxserve.stats import EngineStats
 
 
 @dataclasses.dataclass(eq=False)
@@ -139,6 +141,8 @@ class Engine:
         self.on_begin: Callable[[str], None] | None = None  # told of each request when its first step is dispatched
         self._arrivals = itertools.count()
         self._seeds = random.Random(config.seed)
+        self._prompt_tokens = self._generated_tokens = 0
+        self._compiled_at_start = compilations.count
         # What start-up has made stays; without this every collection would walk all of it, in the midst of a step.
         gc.collect()
         gc.freeze()
@@ -215,6 +219,25 @@ class Engine:
     def has_unfinished(self) -> bool:
         return bool(self._groups)
 
+    def stats(self) -> EngineStats:
+        """Where the engine stands."""
+        scheduler, pool = self.scheduler, self.pool
+        return EngineStats(
+            seconds=self._clock(),
+            running=scheduler.num_running,
+            waiting=scheduler.num_waiting + len(self._held),
+            max_running=self.config.max_num_seqs,
+            pages_held=pool.num_held,
+            pages_cached=pool.num_cached,
+            pages_free=pool.num_available - pool.num_cached,
+            total_prompt_tokens=self._prompt_tokens,
+            total_generated_tokens=self._generated_tokens,
+            total_prefix_cache_queries=scheduler.prefix_cache_queries,
+            total_prefix_cache_hits=scheduler.prefix_cache_hits,
+            total_preemptions=scheduler.num_preemptions,
+            total_compilations=compilations.count - self._compiled_at_start,
+        )
+
     # Weights
 
     def update_weights(self, state: nnx.State) -> None:
@@ -285,6 +308,7 @@ class Engine:
         result = self.runner.collect(dispatched.result, int(dispatched.batch.arrays.needs))
         waited = time.perf_counter()
         self._observe(dispatched)
+        self._prompt_tokens += sum(chunk.count for chunk in chunks)
         if chunks and result.prompt_logprobs:
             self._take_prompt_logprobs(chunks, result.prompt_logprobs)
         deltas: dict[_Group, RequestOutput] = {}
@@ -334,6 +358,7 @@ class Engine:
             live.group.note_first_token(self._clock(), request.num_cached)
         for token in new:
             output.append(token)
+            self._generated_tokens += 1
             if request.constraint:
                 self._constrain(request, request.constraint, token)
             if live.each_step:

@@ -21,7 +21,7 @@ class ServerConfig(Settings):
     api_key_file: str | None = setting(
         None,
         "file of API keys, one a line, with a name for the log before it if you like; every request but those to "
-        "/health and /ready then has to bring one. Without it, everybody is answered",
+        "/health, /ready and the page's files then has to bring one. Without it, everybody is answered",
     )
     max_requests_per_key: int | None = setting(None, "requests of one API key at the same time; no limit if left out")
     allowed_origins: tuple[str, ...] = setting((), "web origin whose pages may call this server, or * for all")

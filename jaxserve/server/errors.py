@@ -8,6 +8,7 @@ from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from jaxserve.errors import InputError, nearest
 from jaxserve.server.failures import Unserved
@@ -108,9 +109,11 @@ async def _respond_not_found(request: Request, error: Exception) -> Response:
 
 
 async def _respond_wrong_method(request: Request, error: HTTPException) -> Response:
-    allowed = (error.headers or {}).get("Allow", "")
-    message = f"{request.method} does not go with {request.url.path}; use {allowed.replace(', ', ' or ')}"
-    return ApiError(405, message, headers=error.headers).response()
+    here = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    # Starlette's own error knows the methods of the first of them alone.
+    allowed = sorted({method for route in here for method in getattr(route, "methods", None) or ("GET", "HEAD")})
+    message = f"{request.method} does not go with {request.url.path}; use {' or '.join(allowed)}"
+    return ApiError(405, message, headers={"Allow": ", ".join(allowed)}).response()
 
 
 async def _respond_to_nobody(request: Request, error: Exception) -> Response:

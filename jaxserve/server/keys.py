@@ -11,7 +11,7 @@ from jaxserve.errors import InputError
 from jaxserve.server import logs
 from jaxserve.server.errors import ApiError
 
-OPEN_PATHS = frozenset({"/health", "/ready"})  # whoever watches the server has no key
+OPEN_PATHS = frozenset({"/health", "/ready", "/"})  # whoever watches the server has no key, and the page asks for one
 
 
 class ApiKeys:
@@ -69,7 +69,7 @@ class RequireKey:
         self._under_way: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+        if scope["type"] != "http" or _is_open(scope["path"]):
             await self._app(scope, receive, send)
             return
         owner = self._keys.owner(_given_key(scope))
@@ -91,6 +91,10 @@ class RequireKey:
             await self._app(scope, receive, send)
         finally:
             self._under_way[owner] -= 1
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN_PATHS or path.startswith("/static/")
 
 
 def _given_key(scope: Scope) -> bytes:

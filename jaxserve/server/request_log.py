@@ -13,7 +13,7 @@ from jaxserve.server.errors import FAILED
 logger = logging.getLogger(__name__)
 
 _SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/=+@-]{0,127}", re.ASCII)
-_ROUTINE = frozenset({"/health", "/ready", "/metrics"})  # asked for every few seconds
+_ROUTINE = frozenset({"/health", "/ready", "/stats", "/metrics"})  # asked for every few seconds
 
 
 class RequestLog:

@@ -1,6 +1,7 @@
 """`jaxserve serve`: from settings to a server that runs until it is told to stop."""
 
 import asyncio
+import contextlib
 import functools
 import gc
 import logging
@@ -9,6 +10,7 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -44,6 +46,13 @@ def run(config: EngineConfig, server: ServerConfig) -> None:
     keys = ApiKeys.read(server.api_key_file) if server.api_key_file is not None else None
     _check_certificate(server)
     listener = _bind(server.host, server.port)
+    with started_engine(config, server) as engine:
+        _Server(engine, server, keys).run(sockets=[listener])
+
+
+@contextlib.contextmanager
+def started_engine(config: EngineConfig, server: ServerConfig) -> Iterator[EngineClient]:
+    """An engine in a process of its own, which ends with the block; `SystemExit` if it has ended by itself before."""
     with CoreProcess() as core:
         # What loading the tokenizer needs takes seconds to import: that happens while the core loads.
         importing = threading.Thread(target=import_tokenizers, daemon=True)
@@ -58,9 +67,14 @@ def run(config: EngineConfig, server: ServerConfig) -> None:
         tokenizer = _tokenizer(ready)
         inputs = InputProcessor(tokenizer, ready.limits, chat_format(tokenizer, ready.config))
         engine = EngineClient(core.channel, ready, inputs, server)
-        _Server(engine, server, keys).run(sockets=[listener])
+        yield engine
         if engine.has_failed:
             raise SystemExit(f"jaxserve: the engine process {core.end()}, and the server with it")
+
+
+def served_name(engine: EngineClient, server: ServerConfig) -> str:
+    """What clients call the model."""
+    return server.served_model_name or Path(engine.ready.config.model).resolve().name
 
 
 def _check_certificate(server: ServerConfig) -> None:
@@ -83,7 +97,7 @@ class _Server(uvicorn.Server):
 
     def __init__(self, engine: EngineClient, config: ServerConfig, keys: ApiKeys | None):
         self._engine, self._settings = engine, config
-        self._name = config.served_model_name or Path(engine.ready.config.model).resolve().name
+        self._name = served_name(engine, config)
         self._in_a_hurry = False
         super().__init__(
             uvicorn.Config(

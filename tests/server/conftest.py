@@ -12,8 +12,9 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from jaxserve import LLM, RequestOutput, SamplingParams
+from jaxserve.engine.scoring import Score
 from jaxserve.server.app import build_app
-from tests.server.cases import COMPLETIONS, CONVERSATION, MODEL_NAME, TOOLS, WEATHER_ASKED
+from tests.server.cases import COMPLETIONS, CONVERSATION, EMBEDDED, MODEL_NAME, SCORED, TOOLS, WEATHER_ASKED
 from tests.server.core_thread import core_thread
 
 
@@ -43,7 +44,19 @@ def offline(llm: LLM) -> dict[str, RequestOutput]:
 
 
 @pytest.fixture(scope="session")
-def server(llm: LLM, offline: dict[str, RequestOutput]) -> Iterator[str]:
+def embeddings(llm: LLM) -> dict[str, list[list[float]]]:
+    """What `LLM` makes of `EMBEDDED`, by pooling."""
+    return {pooling: llm.embed(EMBEDDED, pooling=pooling) for pooling in ("mean", "last")}
+
+
+@pytest.fixture(scope="session")
+def scores(llm: LLM) -> list[Score]:
+    """What `LLM` makes of `SCORED`."""
+    return llm.score(*SCORED)
+
+
+@pytest.fixture(scope="session")
+def server(llm: LLM, offline: dict[str, RequestOutput], embeddings: dict, scores: list[Score]) -> Iterator[str]:
     """The server's address. From here on, the engine belongs to the server's thread."""
     with core_thread(llm.engine) as core, serving(build_app(core.client, MODEL_NAME)) as address:
         yield address

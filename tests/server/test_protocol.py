@@ -21,6 +21,7 @@ FIELDS: dict[str, tuple[Any, Any]] = {
     "presence_penalty": (1, 1.0),
     "frequency_penalty": (-1.5, -1.5),
     "logit_bias": ({"17": -3, "18": 2.5}, {17: -3.0, 18: 2.5}),
+    "allowed_token_ids": ([3, 4], (3, 4)),
     "seed": (11, 11),
     "max_tokens": (9, 9),
     "min_tokens": (4, 4),

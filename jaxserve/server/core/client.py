@@ -19,6 +19,7 @@ from jaxserve.server.core.channel import Channel, Closed
 from jaxserve.server.core.messages import Abort, Add, Delta, FromCore, Ping, Pong, Ready, Refused, Stepped
 from jaxserve.server.core.queue import Place, Queue
 from jaxserve.server.failures import EngineDead, NoPlaceInTime, ShuttingDown, TookTooLong, Unserved
+from jaxserve.stats import EngineStats
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +109,7 @@ class EngineClient:
         self._is_closing = False
         self._heard_at = float("-inf")  # on the event loop's clock
         self._listeners: list[asyncio.Future[None]] = []  # for the next sign of life
+        self._askers: list[asyncio.Future[EngineStats]] = []  # for where it stands
         self.has_failed = False  # by itself: it was not closed
 
     # What the engine knows about its model
@@ -133,6 +135,12 @@ class EngineClient:
         """The tokens of a conversation in the model's chat template."""
         return await asyncio.to_thread(self.inputs.render_chat, messages, **template_arguments)
 
+    async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return await asyncio.to_thread(self.inputs.tokenize, text, add_special_tokens=add_special_tokens)
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        return await asyncio.to_thread(self.inputs.detokenize, token_ids)
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """The tokens' text, special tokens included; empty if the engine makes no text."""
         return self.inputs.tokenizer.decode(token_ids) if self.inputs.tokenizer else ""
@@ -140,13 +148,19 @@ class EngineClient:
     # Requests
 
     async def generate(
-        self, prompts: Mapping[str, Prompt], params: SamplingParams, *, priority: int = 0, stream: bool = True
+        self,
+        prompts: Mapping[str, Prompt],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
+        stream: bool = True,
     ) -> AsyncGenerator[RequestOutput]:
         """Run the prompts, each under its request id; yields what was added to them, as it comes.
 
-        Without `stream`, that is each completion at its end. `InputError` if a prompt cannot be served, and then none
-        runs. `Unserved` of one kind or another at any point. Closing the iterator early, or cancelling the task that
-        waits in it, aborts what has not ended.
+        `priority` and `cache_salt` are those of `Engine.add`. Without `stream`, what was added is each completion at
+        its end. `InputError` if a prompt cannot be served, and then none runs. `Unserved` of one kind or another at
+        any point. Closing the iterator early, or cancelling the task that waits in it, aborts what has not ended.
         """
         self._check_alive()
         if self._is_closing:
@@ -164,7 +178,7 @@ class EngineClient:
             unfinished = set(prompts)
             try:
                 tokens = {request_id: given._replace(prompt=None) for request_id, given in checked.items()}
-                self._send(Add(tokens, params, priority, stream))
+                self._send(Add(tokens, params, priority, cache_salt, stream))
                 while unfinished:
                     for delta in await mailbox.take():
                         if delta.finished:
@@ -210,15 +224,23 @@ class EngineClient:
         What it sent within the last second is one. If that is nothing, it is asked, and has `health_timeout` to answer.
         """
         self._check_alive()
+        if self._loop.time() - self._heard_at >= _FRESH_SECONDS:
+            await self._ask(self._listeners)
+
+    async def stats(self) -> EngineStats:
+        """Where the engine stands, between two of its steps; `EngineDead` if it does not say so in `health_timeout`."""
+        self._check_alive()
+        return await self._ask(self._askers)
+
+    async def _ask[T](self, waiting: "list[asyncio.Future[T]]") -> T:
+        """Ask the core for a sign of life; what comes of it is given to those in `waiting`."""
         seconds = self._config.health_timeout
-        if self._loop.time() - self._heard_at < _FRESH_SECONDS:
-            return
-        sign = self._loop.create_future()
-        self._listeners.append(sign)
+        answer: asyncio.Future[T] = self._loop.create_future()
+        waiting.append(answer)
         self._send(Ping())
         try:
             async with asyncio.timeout(seconds):
-                await sign
+                return await answer
         except TimeoutError:
             raise EngineDead(f"the engine has given no sign of life for {seconds:g} seconds") from None
 
@@ -260,10 +282,12 @@ class EngineClient:
             self._channel.close()
             for mailbox in self._mailboxes.values():
                 mailbox.fail(EngineDead(cause))
-            for sign in self._listeners:
-                if not sign.done():
-                    sign.set_exception(EngineDead(cause))
+            waiting: list[asyncio.Future[Any]] = [*self._listeners, *self._askers]
+            for future in waiting:
+                if not future.done():
+                    future.set_exception(EngineDead(cause))
             self._listeners.clear()
+            self._askers.clear()
 
     # The channel
 
@@ -292,10 +316,7 @@ class EngineClient:
         self._heard_at = self._loop.time()
         for message in messages:
             self._take(message)
-        for sign in self._listeners:
-            if not sign.done():
-                sign.set_result(None)
-        self._listeners.clear()
+        _settle(self._listeners, None)
 
     def _take(self, message: FromCore) -> None:
         match message:
@@ -312,6 +333,14 @@ class EngineClient:
                     if request_id in self._mailboxes:
                         self._mailboxes[request_id].fail(InputError(message.sentence))
             case Pong():
-                pass  # that it came is all that it says
+                _settle(self._askers, message.stats)
             case _:
                 raise TypeError(f"the engine sent {type(message).__name__} after its start")
+
+
+def _settle[T](waiting: list[asyncio.Future[T]], result: T) -> None:
+    """Give `result` to those in `waiting` who have not left, and empty it."""
+    for future in waiting:
+        if not future.done():
+            future.set_result(result)
+    waiting.clear()

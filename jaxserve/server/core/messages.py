@@ -8,6 +8,7 @@ from jaxserve.config import EngineConfig, ResolvedConfig
 from jaxserve.engine.input_processor import CheckedInput, Limits
 from jaxserve.outputs import CompletionOutput, Logprobs, RequestMetrics
 from jaxserve.sampling_params import SamplingParams
+from jaxserve.stats import EngineStats
 
 
 class Message(msgspec.Struct, tag=True, array_like=True):
@@ -31,6 +32,7 @@ class Add(Message):
     requests: dict[str, CheckedInput]
     params: SamplingParams
     priority: int
+    cache_salt: str
     stream: bool  # whether every step's tokens are wanted, or each completion's at its end
 
 
@@ -97,7 +99,9 @@ class Refused(Message):
 
 
 class Pong(Message):
-    """The core is between two steps, or has none to run."""
+    """The core is between two steps, or has none to run: this is where it stands."""
+
+    stats: EngineStats
 
 
 ToCore = Start | Add | Abort | Ping

@@ -32,6 +32,9 @@ class Counts:
         self._prompts[delta.request_id] = len(delta.prompt_token_ids), delta.metrics.num_cached_tokens
         self.completion_tokens += sum(len(output.token_ids) for output in delta.outputs)
 
+    def note(self) -> None:
+        logs.note(prompt_tokens=self.prompt_tokens, completion_tokens=self.completion_tokens)
+
     @property
     def prompt_tokens(self) -> int:
         return sum(tokens for tokens, _ in self._prompts.values())
@@ -39,10 +42,6 @@ class Counts:
     @property
     def cached_tokens(self) -> int:
         return sum(cached for _, cached in self._prompts.values())
-
-    def note(self) -> None:
-        """Have the log tell."""
-        logs.note(prompt_tokens=self.prompt_tokens, completion_tokens=self.completion_tokens)
 
     @property
     def usage(self) -> Usage:
@@ -53,14 +52,16 @@ class Counts:
         )
 
 
-def new_id(prefix: str) -> str:
-    return prefix + uuid.uuid4().hex
+def new_id(prefix: str, given: str | None = None) -> str:
+    """The client's own id, if it has given one, or one that nobody else has."""
+    return prefix + (given or uuid.uuid4().hex)
 
 
 class Reply(abc.ABC):
     """What an endpoint makes of the deltas of one request."""
 
     last_event: ClassVar[str | None] = "[DONE]"  # of a stream that came to its end
+    usage_in_chunks = False  # whether each chunk tells how much it is so far
 
     def __init__(self, id: str, model: str):
         self.id, self.model = id, model
@@ -86,6 +87,10 @@ class Reply(abc.ABC):
         return ServerSentEvent(chunk.to_json(), sep="\n")
 
 
+def json_response(answer: ResponseType) -> Response:
+    return Response(answer.to_json(), media_type="application/json")
+
+
 async def answer(request: Request, reply: Reply, deltas: Deltas, *, stream: bool | None) -> Response:
     """The response. A stream begins with the first delta, so that whatever fails before has a status of its own."""
     logs.note(id=reply.id)
@@ -101,7 +106,7 @@ async def answer(request: Request, reply: Reply, deltas: Deltas, *, stream: bool
     for output in outputs:
         counts.count(output)
     counts.note()
-    return Response(reply.whole(outputs, counts).to_json(), media_type="application/json")
+    return json_response(reply.whole(outputs, counts))
 
 
 async def collected(request: Request, deltas: Deltas) -> dict[str, RequestOutput]:
@@ -126,6 +131,8 @@ async def _events(reply: Reply, first: RequestOutput, deltas: Deltas) -> AsyncIt
         while delta:
             counts.count(delta)
             for chunk in reply.chunks(delta):
+                if reply.usage_in_chunks:
+                    chunk.usage = counts.usage  # type: ignore[attr-defined]
                 yield reply.event(chunk)
             delta = await anext(deltas, None)
         for chunk in reply.last_chunks(counts):

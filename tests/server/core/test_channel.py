@@ -27,7 +27,7 @@ PARAMS = SamplingParams(
     thinking=Thinking((1, 2), budget=9),
 )
 INPUTS = {"a": CheckedInput(None, [0, 2**31 - 1], 5, frozenset({1, 2})), "b": CheckedInput("b", [3], 1, frozenset())}
-ADD = Add(INPUTS, PARAMS, -(2**31), False)
+ADD = Add(INPUTS, PARAMS, -(2**31), "salt", False)
 STEPPED = Stepped(
     ["a"],
     [
