@@ -2,7 +2,7 @@
 
 import bisect
 import dataclasses
-from collections.abc import Sequence
+import functools
 
 import numpy as np
 
@@ -22,12 +22,12 @@ TOKEN_SECONDS = (
 class Histogram:
     """How many values lay at or below each bound and above the one before; the last count is of what lay above all."""
 
-    bounds: Sequence[float]
+    bounds: tuple[float, ...]
     counts: list[int]
     sum: float
 
     @classmethod
-    def of(cls, bounds: Sequence[float]) -> "Histogram":
+    def of(cls, bounds: tuple[float, ...]) -> "Histogram":
         """One of no values."""
         return cls(bounds, [0] * (len(bounds) + 1), 0.0)
 
@@ -36,12 +36,17 @@ class Histogram:
         self.sum += value
 
     def add_all(self, values: np.ndarray) -> None:
-        found = np.bincount(np.searchsorted(self.bounds, values), minlength=len(self.counts))
-        self.counts = (found + self.counts).tolist()
+        found = np.bincount(_array(self.bounds).searchsorted(values), minlength=len(self.counts)).tolist()
+        self.counts = [before + new for before, new in zip(self.counts, found, strict=True)]
         self.sum += float(values.sum())
 
     def copy(self) -> "Histogram":
         return Histogram(self.bounds, [*self.counts], self.sum)
+
+
+@functools.cache
+def _array(bounds: tuple[float, ...]) -> np.ndarray:
+    return np.array(bounds)
 
 
 @dataclasses.dataclass

@@ -68,12 +68,11 @@ def positions_read(positions: np.ndarray, counts: np.ndarray, windows: Sequence[
     Row i goes from `positions[i]` on for `counts[i]` tokens, each of which attends to one position more. `windows` are
     the layers'.
     """
-    steps = np.arange(int(counts.max(initial=0)))
-    seen = positions.astype(np.int64)[:, None] + 1 + steps
-    wanted = steps < counts[:, None]
-    return sum(
-        windows.count(window)
-        / len(windows)
-        * float(np.sum(seen if window is None else np.minimum(seen, window), where=wanted))
-        for window in set(windows)
-    )
+    read = 0.0
+    for window in set(windows):
+        # So many of a row's tokens attend to all positions, the first of them to positions[i] + 1; the others to these.
+        whole = counts if window is None else np.clip(window - positions, 0, counts)
+        found = np.sum(whole * (2 * positions + whole + 1), dtype=np.int64) / 2
+        found += 0 if window is None else window * np.sum(counts - whole)
+        read += found * windows.count(window) / len(windows)
+    return float(read)

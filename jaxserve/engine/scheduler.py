@@ -130,10 +130,11 @@ class Scheduler:
         """The host sees a step's tokens now: float64, seconds since the last ones of each sequence that had some."""
         seen_at = self._slots.seen_at
         if isinstance(step, Decode):
-            gaps = now - seen_at[step.slots]
-            goes_on = ~np.isnan(gaps)  # the others have ended, or were preempted, since the step was scheduled
-            seen_at[step.slots[goes_on]] = now
-            return gaps[goes_on]
+            slots, gaps = step.slots, now - seen_at[step.slots]
+            if np.isnan(gaps.sum()):  # some have ended, or were preempted, since the step was scheduled
+                slots, gaps = slots[~np.isnan(gaps)], gaps[~np.isnan(gaps)]
+            seen_at[slots] = now
+            return gaps
         sampled = [chunk.request for chunk in step.chunks if chunk.samples and chunk.request.slot >= 0]
         seen_at[[request.slot for request in sampled]] = now
         return np.array([now - request.seen_at for request in sampled if request.seen_at is not None])

@@ -4,6 +4,8 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -17,10 +19,13 @@ _ROUTINE = frozenset({"/health", "/ready", "/stats", "/metrics"})  # asked for e
 
 
 class RequestLog:
-    """Gives each request an id, which its response and everything logged for it has, and logs how it ended."""
+    """Gives each request an id, which its response and everything logged for it has, and logs how it ended.
 
-    def __init__(self, app: ASGIApp):
-        self._app = app
+    `on_response` is told of its endpoint (None if it has none), its method and the status that it was answered with.
+    """
+
+    def __init__(self, app: ASGIApp, on_response: Callable[[Any, str, int], None]):
+        self._app, self._on_response = app, on_response
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -48,6 +53,8 @@ class RequestLog:
             await FAILED.response()(scope, receive, send_with_id)
         finally:
             _log(scope, status, time.perf_counter() - start, current)
+            if status is not None:
+                self._on_response(scope.get("endpoint"), scope["method"], status)
 
 
 def _log(scope: Scope, status: int | None, seconds: float, request: logs.Current) -> None:

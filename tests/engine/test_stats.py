@@ -109,9 +109,7 @@ def run(engine: Engine, prompts: dict[str, int], max_tokens: int, **params: Any)
 def counted(histogram: Histogram) -> dict[float, int]:
     """By the bounds that values lay below."""
     return {
-        bound: count
-        for bound, count in zip([*histogram.bounds, float("inf")], histogram.counts, strict=True)
-        if count
+        bound: count for bound, count in zip([*histogram.bounds, float("inf")], histogram.counts, strict=True) if count
     }
 
 
