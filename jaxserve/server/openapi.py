@@ -121,7 +121,9 @@ def _operation(name: str, operation: Operation, schemas: dict[Any, Any]) -> dict
     else:
         content = _json(schemas[operation.answers])
     if operation.streams:
-        content["text/event-stream"] = {"schema": {"type": "string", "contentSchema": schemas[operation.streams]}}
+        data = {"type": "string", "contentMediaType": "application/json", "contentSchema": schemas[operation.streams]}
+        event = {"type": "object", "properties": {"event": {"type": "string"}, "data": data}, "required": ["data"]}
+        content["text/event-stream"] = {"schema": event}  # of each event
     described["responses"] = {"200": {"description": "Success.", "content": content}} | {
         str(status): {"description": _ERRORS[status], "content": _json(schemas[operation.errors_are])}
         for status in sorted(errors)

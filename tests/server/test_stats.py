@@ -32,7 +32,8 @@ def test_the_numbers_are_the_engines(client: httpx.Client) -> None:
 def test_they_are_told_while_requests_run(client: httpx.Client) -> None:
     asked = {"prompt": "Hello", "n": 4, "max_tokens": 400, "ignore_eos": True, "stream": True}
     with client.stream("POST", "/v1/completions", json=asked) as response:
-        next(response.iter_lines())
+        lines = response.iter_lines()  # while it is referred to, the connection stays open
+        next(lines)
         assert client.get("/stats").json()["running"] == 4
 
 

@@ -41,6 +41,7 @@ STEPPED = Stepped(
             True,
             RequestMetrics(1.0, 2.0, 3.0, 4, 1.5),
             [None, {6: Logprob(-0.25, 3, "x")}],
+            [0.5, -1.0],
         )
     ],
 )
