@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -37,6 +37,7 @@ class Metrics:
     """
 
     def __init__(self, ready: Ready, model_name: str):
+        disable_created_metrics()  # when each was made, a line beside every histogram and counter
         self.registry = CollectorRegistry()
         self._labels = {"model_name": model_name, "engine": ENGINE}
         self._engine = EngineCollector(model_name, ready.config)
