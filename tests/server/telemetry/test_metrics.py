@@ -182,7 +182,8 @@ def test_a_client_that_leaves_is_counted_as_aborted_and_has_no_latency(
     before = Scrape(client)
     asked = {"prompt": "Hello", "max_tokens": 500, "ignore_eos": True, "stream": True, "n": 2}
     with client.stream("POST", "/v1/completions", json=asked) as response:
-        next(response.iter_lines())
+        lines = response.iter_lines()  # while it is referred to, the connection stays open
+        next(lines)
         assert Scrape(client)("vllm:num_requests_running") == 2
         assert Scrape(client)("vllm:kv_cache_usage_perc") > 0
     deadline = time.monotonic() + 20
