@@ -25,6 +25,10 @@ _REQUEST_SECONDS = (
     *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
 )
 _FINISH_REASONS = ("stop", "length", ABORTED, FAILED)
+_REFUSALS = (  # that are told from the start, so that the first of them shows as an increase
+    *("max_queued_requests", "max_queued_tokens", "max_requests_per_key", "queue_timeout", "request_timeout"),
+    *("shutting_down", "engine_failed"),
+)
 MEDIA_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"})
 OTHER = "other"  # routes and methods that clients make up, which are not to fill the memory
@@ -81,6 +85,8 @@ class Metrics:
         self._refused = self._counter(
             "jaxserve:requests_refused", "Requests that were not served, by the setting that forbade it.", "reason"
         )
+        for reason in _REFUSALS:
+            self._refused.labels(reason)
         self._http = self._counter("jaxserve:http_requests", "Responses, by route.", "route", "method", "status")
         self._age = Gauge(
             "jaxserve:engine_stats_age_seconds",
