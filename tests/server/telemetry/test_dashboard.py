@@ -33,7 +33,7 @@ def test_every_metric_of_the_dashboard_exists_with_the_labels_that_it_selects_by
     for query in queries:
         for name, matchers in re.findall(rf"({METRIC})(?:{{([^}}]*)}})?", query):
             asked.add(name)
-            assert known.get(name), f"{name} of {query}"
+            assert name in known, f"{name} of {query}"
             selected = set(re.findall(r"(\w+)=", matchers))
             assert selected - TARGET_LABELS <= known[name], query
         wanted = {label.strip() for by in re.findall(r"by \(([^)]*)\)", query) for label in by.split(",")}
