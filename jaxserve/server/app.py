@@ -1,8 +1,9 @@
 """The web application: which path goes where."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -30,6 +31,9 @@ from jaxserve.server.routes.status import Status
 from jaxserve.server.routes.tokenization import Tokenization
 from jaxserve.server.telemetry.metrics import Metrics
 
+if TYPE_CHECKING:
+    from jaxserve.server.telemetry.traces import Traces
+
 _DEFAULTS = ServerConfig()
 
 
@@ -42,10 +46,12 @@ def build_app(
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with engine:
             yield
+        if traces:
+            await asyncio.to_thread(traces.close)
 
     served = Served(engine, served_model_name)
-    metrics = Metrics(engine.ready, served_model_name)
-    engine.observers.append(metrics)
+    metrics, traces = Metrics(engine.ready, served_model_name), _traces(config, served_model_name)
+    engine.observers += [metrics, traces] if traces else [metrics]
     status, tokenization = Status(served), Tokenization(served)
     responses, messages = Responses(served), Messages(served)
     routes: list[BaseRoute] = [
@@ -77,6 +83,14 @@ def build_app(
         exception_handlers=EXCEPTION_HANDLERS,
         lifespan=lifespan,
     )
+
+
+def _traces(config: ServerConfig, served_model_name: str) -> "Traces | None":
+    if config.otlp_traces_endpoint is None:
+        return None
+    from jaxserve.server.telemetry.traces import Traces  # on demand, as it needs an extra
+
+    return Traces(config.otlp_traces_endpoint, served_model_name)
 
 
 def _endpoint(route: Route | Mount) -> Any:

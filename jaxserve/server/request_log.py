@@ -15,6 +15,7 @@ from jaxserve.server.errors import FAILED
 logger = logging.getLogger(__name__)
 
 _SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/=+@-]{0,127}", re.ASCII)
+_READ = frozenset({b"x-request-id", b"traceparent", b"tracestate"})
 _ROUTINE = frozenset({"/health", "/ready", "/stats", "/metrics"})  # asked for every few seconds
 
 
@@ -31,8 +32,12 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-        current = logs.Current(given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex)
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"] if name in _READ}
+        given = headers.pop(b"x-request-id", "")
+        current = logs.Current(
+            given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex,
+            {name.decode(): value for name, value in headers.items()},
+        )
         logs.current.set(current)
         status: int | None = None
 
