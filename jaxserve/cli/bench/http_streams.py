@@ -34,7 +34,7 @@ async def run_streams(url: str, requests: Sequence[dict[str, Any]], at_once: int
     `InputError` if one is not answered, or not to its end.
     """
     address = urlsplit(url)
-    if address.scheme not in ("http", "https") or not address.hostname:
+    if address.scheme not in ("http", "https") or address.hostname is None:
         raise InputError(f"{url!r} is no address of a server; give one such as http://localhost:8000")
     messages = [_message(address, request) for request in requests]
     connections: list[_Connection] = []
@@ -64,7 +64,9 @@ async def _connect(address: SplitResult, connection: "_Connection") -> None:
     context = ssl.create_default_context() if secure else None
     port = address.port or (443 if secure else 80)
     try:
-        await asyncio.get_running_loop().create_connection(lambda: connection, address.hostname, port, ssl=context)
+        await asyncio.get_running_loop().create_connection(
+            lambda: connection, address.hostname or "", port, ssl=context
+        )
     except OSError as error:
         raise InputError(f"nothing answers at {address.geturl()} ({error}); start a server there") from None
 
@@ -91,7 +93,8 @@ class _Connection(asyncio.Protocol):
 
 def _read(connection: _Connection) -> Stream:
     """What a connection has seen, once it is closed."""
-    status, body, arrivals = 0, b"", []
+    status, body = 0, b""
+    arrivals: list[float] = []
     for at, event in _http_events(connection.pieces):
         if isinstance(event, h11.Response):
             status = event.status_code

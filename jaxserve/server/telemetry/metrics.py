@@ -94,6 +94,8 @@ class Metrics:
             registry=self.registry,
         )
         self._age.set_function(lambda: time.monotonic() - self._engine_seen_at)
+        tasks = Gauge("jaxserve:tasks", "Tasks of the server's event loop.", registry=self.registry)
+        tasks.set_function(lambda: len(asyncio.all_tasks()))
 
     def engine_is(self, stats: EngineStats) -> None:
         """Where the engine stands now."""
