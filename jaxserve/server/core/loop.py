@@ -1,6 +1,7 @@
 """The engine core's loop: messages are read between two steps, and what each step added is sent."""
 
 import contextlib
+import os
 from typing import TYPE_CHECKING
 
 from jaxserve.errors import InputError
@@ -17,7 +18,12 @@ _LAST_WORDS_SECONDS = 5  # for the server to take what came before an error
 def describe(engine: "Engine") -> Ready:
     """What the server has to know of the engine."""
     return Ready(
-        engine.config, engine.inputs.limits, engine.sampling_defaults, engine.attention, engine.startup_seconds
+        engine.config,
+        engine.inputs.limits,
+        engine.sampling_defaults,
+        engine.attention,
+        engine.startup_seconds,
+        os.getpid(),
     )
 
 
