@@ -39,6 +39,7 @@ def test_a_completion_that_ends_early_counts_its_own_tokens_only(tiny_llm: Calla
 
 def test_sequences_and_pages_are_where_they_are(tiny_llm: Callable[..., Any]) -> None:
     engine = (llm := tiny_llm()).engine
+    compilations = engine.stats().total_compilations  # of the process: other tests' engines have compiled, too
     params = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
     for number in range(6):  # four run at a time
         prompt = engine.inputs.check({"prompt_token_ids": [number + 1] * 20}, params)
@@ -57,7 +58,7 @@ def test_sequences_and_pages_are_where_they_are(tiny_llm: Callable[..., Any]) ->
     assert stats.pages_cached > 0
     assert stats.pages_cached + stats.pages_free == engine.pool.num_pages
     llm.generate({"prompt_token_ids": [1]}, params)  # what was under way is dropped
-    assert engine.stats().total_compilations == 0
+    assert engine.stats().total_compilations == compilations
 
 
 def test_preemptions_and_what_they_cost_are_counted(tiny_llm: Callable[..., Any]) -> None:
