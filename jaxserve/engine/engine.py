@@ -13,7 +13,7 @@ from flax import nnx
 from jaxserve.checkpoint.exchange import Handover
 from jaxserve.engine.batch_builder import StepBatchBuilder, sampling_needs
 from jaxserve.engine.constraint import Constraint
-from jaxserve.engine.detokenizer import TextStream
+from jaxserve.engine.detokenizer import TextStream, TokenBytes
 from jaxserve.engine.grammars import Grammars
 from jaxserve.engine.input_processor import CheckedInput, InputProcessor, Limits
 from jaxserve.engine.meter import Meter
@@ -99,6 +99,7 @@ class Engine:
         self.grammars = Grammars(
             loaded.tokenizer, vocab_size=loaded.model_config.vocab_size, eos_token_ids=sorted(loaded.eos_token_ids)
         )
+        self._tokens = TokenBytes(loaded.tokenizer.backend_tokenizer) if loaded.tokenizer else None
         self.runner = loaded.runner
         self.pool = PagePool(config.num_pages)
         self._pace = Pace(
@@ -449,10 +450,10 @@ class Engine:
         return delta
 
     def _text_stream(self, prompt_token_ids: list[int], params: SamplingParams) -> TextStream | None:
-        if self.tokenizer is None or not params.detokenize:
+        if self._tokens is None or not params.detokenize:
             return None
         return TextStream(
-            self.tokenizer.backend_tokenizer,
+            self._tokens,
             prompt_token_ids,
             stop=params.stop,
             include_stop=params.include_stop_str_in_output,
@@ -487,4 +488,4 @@ class Engine:
         return {token: own} | {top: logprob for top, logprob in found.items() if top != token}
 
     def _token_text(self, token: int) -> str | None:
-        return self.tokenizer.decode([token]) if self.tokenizer else None
+        return self._tokens.text(token) if self._tokens else None
