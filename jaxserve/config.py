@@ -126,7 +126,7 @@ class EngineConfig(Settings):
     attention_backend: str = setting(
         "auto",
         f"what attention runs in: {', '.join(ATTENTION_BACKENDS)}; auto takes mosaic_gpu on Hopper GPUs"
-        " and native on CPUs with AVX512-BF16",
+        " and native on CPUs with AVX2",
     )
     page_size: int = setting(64, "token positions in one page of the KV cache")
     num_pages: int | None = setting(None, "pages in the KV cache; chosen from the memory at hand if left out")

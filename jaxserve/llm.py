@@ -17,6 +17,7 @@ from jaxserve.chat.parser import AnswerParser, whole_answer
 from jaxserve.config import EngineConfig
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.input_processor import Prompt
+from jaxserve.engine.scoring import SCORING, Score, normalised, paired, read_score, scored_tokens
 from jaxserve.engine.startup import load
 from jaxserve.errors import InputError
 from jaxserve.outputs import RequestOutput, add_delta
@@ -110,6 +111,25 @@ class LLM:
         params = sampling_params or self.get_default_sampling_params()
         prompt = self.render_chat(messages, tools=tools, **(chat_template_kwargs or {}))
         return self._read(self.stream(prompt, self._readable(params, tools)), params, tools)
+
+    def embed(
+        self, prompts: Prompt | Sequence[Prompt], *, pooling: str = "mean", normalize: bool = True
+    ) -> list[list[float]]:
+        """An embedding of each prompt, as many numbers as the model's hidden states have.
+
+        The model's last hidden states, of all tokens' mean or of the last token, at a length of one if `normalize`.
+        """
+        prompts = [prompts] if isinstance(prompts, str | dict) else list(prompts)
+        outputs = self.generate(prompts, SamplingParams(max_tokens=1, pooling=pooling))
+        found = [output.embedding or [] for output in outputs]
+        return [normalised(embedding) for embedding in found] if normalize else found
+
+    def score(self, prompts: str | Sequence[str], continuations: str | Sequence[str]) -> list[Score]:
+        """How likely each continuation is after its prompt; one prompt may have several continuations."""
+        prompts, continuations = ([text] if isinstance(text, str) else list(text) for text in (prompts, continuations))
+        pairs = [scored_tokens(self.get_tokenizer(), *pair) for pair in paired(prompts, continuations)]
+        outputs = self.generate([{"prompt_token_ids": tokens} for tokens, _ in pairs], SCORING)
+        return [read_score(output, count) for output, (_, count) in zip(outputs, pairs, strict=True)]
 
     def render_chat(
         self, messages: Sequence[Message], *, tools: list[dict[str, Any]] | None = None, **kwargs: Any

@@ -65,6 +65,7 @@ class RequestOutput(msgspec.Struct):
     metrics: RequestMetrics
     finished: bool = False
     prompt_logprobs: list[Logprobs | None] | None = None
+    embedding: list[float] | None = None  # in place of completions, where one was asked for
 
     def extend(self, delta: "RequestOutput") -> None:
         """Take in a delta of the same request."""
@@ -79,6 +80,8 @@ class RequestOutput(msgspec.Struct):
         self.metrics = delta.metrics
         if delta.prompt_logprobs is not None:
             self.prompt_logprobs = delta.prompt_logprobs
+        if delta.embedding is not None:
+            self.embedding = delta.embedding
 
 
 def add_delta(outputs: dict[str, RequestOutput], delta: RequestOutput) -> None:

@@ -7,7 +7,10 @@ from typing import Any
 from jaxserve.errors import InputError, nearest
 from jaxserve.structured_outputs import StructuredOutputsParams
 
+# Every token of a sequence is compared with all of its stop strings.
+MAX_STOP_STRINGS, MAX_STOP_LENGTH = 64, 256  # per request, and characters of each
 MAX_STOP_TOKEN_IDS = 16  # per request, end-of-sequence ids included: the device keeps that many for `min_tokens`
+POOLINGS = ("mean", "last")  # of a prompt's last hidden states: all tokens' mean, or the last token's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +60,11 @@ class SamplingParams:
         presence_penalty: subtracted from the logits of tokens already in the output, in [-2, 2].
         frequency_penalty: subtracted once per occurrence in the output, in [-2, 2].
         logit_bias: added to the logits of these token ids, each in [-100, 100].
+        allowed_token_ids: sample from these tokens alone; None allows all.
         seed: makes the request repeatable, whatever runs beside it; completion i of n uses seed + i.
         max_tokens: the most tokens of a completion; None goes on to the model's length limit.
         min_tokens: no end-of-sequence and no stop token before this many.
-        stop: a string, or several, that end a completion and are not part of it.
+        stop: a string, or several, that end a completion and are not part of it; at most 64 of 256 characters each.
         stop_token_ids: token ids that end a completion.
         ignore_eos: go on after end-of-sequence.
         include_stop_str_in_output: keep the stop string in the text.
@@ -72,6 +76,7 @@ class SamplingParams:
         thinking_token_budget: the most tokens of a chat's thinking; then it is ended, and the answer follows.
         thinking: where it ends in the answer to a prompt, and how; `LLM.chat` and the server set it.
         chat_grammar: what the answer has to be beside that, because of tools; `LLM.chat` and the server set it.
+        pooling: "mean" or "last" gives an embedding of the prompt in place of a completion; `LLM.embed` sets it.
     """
 
     n: int = 1
@@ -83,6 +88,7 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: dict[int, float] | None = None
+    allowed_token_ids: tuple[int, ...] | None = None
     seed: int | None = None
     max_tokens: int | None = 16
     min_tokens: int = 0
@@ -98,6 +104,7 @@ class SamplingParams:
     thinking_token_budget: int | None = None
     thinking: Thinking | None = None
     chat_grammar: ChatGrammar | None = None
+    pooling: str | None = None
 
     def __init__(self, **settings: Any):
         fields = {field.name: field.default for field in dataclasses.fields(type(self))}
@@ -124,6 +131,8 @@ class SamplingParams:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         object.__setattr__(self, "stop", stop)
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
+        if self.allowed_token_ids is not None:
+            object.__setattr__(self, "allowed_token_ids", tuple(self.allowed_token_ids))
         object.__setattr__(self, "top_k", 0 if self.top_k == -1 else self.top_k)
         if isinstance(self.structured_outputs, dict):
             object.__setattr__(self, "structured_outputs", StructuredOutputsParams(**self.structured_outputs))
@@ -150,16 +159,28 @@ class SamplingParams:
             self._integer("prompt_logprobs", 0, 2**31 - 1)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InputError(f"min_tokens={self.min_tokens} is more than max_tokens={self.max_tokens}; lower it")
+        if len(self.stop) > MAX_STOP_STRINGS:
+            raise InputError(f"stop holds {len(self.stop)} strings; at most {MAX_STOP_STRINGS} are possible")
         for text in self.stop:
             if not isinstance(text, str) or not text:
                 raise InputError(f"stop holds {text!r}; give non-empty strings")
+            if len(text) > MAX_STOP_LENGTH:
+                raise InputError(f"stop holds one of {len(text)} characters; at most {MAX_STOP_LENGTH} are possible")
         if self.stop and not self.detokenize:
             raise InputError("stop strings need text, and detokenize is False; set it to True or use stop_token_ids")
+        if self.pooling not in (None, *POOLINGS):
+            raise InputError(f"pooling is {self.pooling!r}; give one of {', '.join(POOLINGS)}")
+        if self.pooling and (self.n, self.max_tokens) != (1, 1):
+            raise InputError("pooling makes one embedding and no tokens; leave n and max_tokens at 1")
         if not isinstance(self.structured_outputs, StructuredOutputsParams | None):
             kind = type(self.structured_outputs).__name__
             raise InputError(f"structured_outputs is a {kind}; give a StructuredOutputsParams, or a dict of its fields")
         for token in self.stop_token_ids:
             _check_token(token, "stop_token_ids")
+        if self.allowed_token_ids is not None and not self.allowed_token_ids:
+            raise InputError("allowed_token_ids is empty; give at least one token id, or leave it out")
+        for token in self.allowed_token_ids or ():
+            _check_token(token, "allowed_token_ids")
         if not isinstance(self.logit_bias, dict | None):
             raise InputError(f"logit_bias is a {type(self.logit_bias).__name__}; give a dict of token ids to numbers")
         for token, bias in (self.logit_bias or {}).items():

@@ -11,7 +11,7 @@ from pallas_kernels.native import library
 
 AUTO = "auto"  # the quickest that the device has and the shape allows
 MOSAIC_GPU = "mosaic_gpu"  # Pallas' Mosaic GPU, for Hopper
-NATIVE = "native"  # C++, for CPUs with AVX512-BF16
+NATIVE = "native"  # C++, for CPUs with AVX2 or AVX512-BF16
 XLA = "xla"  # plain XLA, for any device
 IMPLEMENTATIONS = (AUTO, MOSAIC_GPU, NATIVE, XLA)
 
@@ -41,7 +41,7 @@ def choose(wanted: str, refusals: Mapping[str, str | None], device: jax.Device |
         return Choice(wanted, "asked for")
     device = device or jax.devices()[0]
     if device.platform == "cpu":
-        kernel, reason = NATIVE, "the CPU has AVX512-BF16"
+        kernel, reason = NATIVE, f"the CPU has {library.instructions()}"
         if unavailable := library.refusal():
             return Choice(XLA, unavailable)
     elif is_hopper(device):

@@ -180,8 +180,8 @@ def kept_tokenizer(directory: Path, seed: int) -> PreTrainedTokenizerFast:
 
 SHORT_ROWS, SHORT_LENGTH = 4, 416
 COPY_STEPS = 1500  # before them no long rows: finding a word far back waits for copying at all
-# Copying, which half of the tasks wait for, and finding what to copy.
-HARDEST = (demo_tasks.repeat, demo_tasks.tools, demo_tasks.tools)
+# Copying, which half of the tasks wait for, and copying from the right one of two places that look alike.
+HARDEST = (demo_tasks.repeat, demo_tasks.tools_alike, demo_tasks.tools_alike)
 HARDEST_SHARE = 0.3  # of the items, besides the tasks' own shares
 LONG_EVERY, LONG_LENGTHS = 2, (1024, 2048)
 WAITING = 6

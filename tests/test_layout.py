@@ -25,6 +25,7 @@ ORDER = (
     "jaxserve.parallel",
     "jaxserve.chat",
     "jaxserve.outputs",
+    "jaxserve.stats",
     "jaxserve.sampling_params",
     "jaxserve.lark",
     "jaxserve.structured_outputs",
@@ -38,6 +39,7 @@ WITHOUT_JAX = (
     "jaxserve.server",
     "jaxserve.chat",
     "jaxserve.outputs",
+    "jaxserve.stats",
     "jaxserve.sampling_params",
     "jaxserve.config",  # this and the next two are what the server shares with its engine's process
     "jaxserve.checkpoint.tokenizer",

@@ -58,6 +58,11 @@ class ChatFormat:
         self._tags = REASONING.get(reasoning_parser)
         self._tool_style = TOOLS.get(tool_call_parser)
 
+    @property
+    def template(self) -> str | None:
+        """The text of its chat template, if it has one."""
+        return self._template.text if self._template else None
+
     # Prompts
 
     def render(

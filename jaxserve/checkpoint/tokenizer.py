@@ -9,12 +9,17 @@ from jaxserve.errors import InputError
 _SAMPLING_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
+def import_tokenizers() -> Any:
+    """The class that loads tokenizers, which takes seconds to import."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
+
+
 def load_tokenizer(directory: Path) -> Any:
     """The `transformers` tokenizer of `directory`; `InputError` if there is none that can stream."""
-    from transformers import AutoTokenizer  # here, since its import takes seconds
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        tokenizer = import_tokenizers().from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(

@@ -100,9 +100,14 @@ class StepBatchBuilder:
     def _vocab_row(self, request: Request) -> VocabRow:
         prompt_tokens = np.zeros(self._vocab_size, bool)
         prompt_tokens[request.prompt_token_ids] = True
+        params = request.params
         bias = np.zeros(self._vocab_size, np.float32)
-        for token, value in (request.params.logit_bias or {}).items():
+        for token, value in (params.logit_bias or {}).items():
             bias[token] = value
+        if params.allowed_token_ids is not None:
+            allowed = np.zeros(self._vocab_size, bool)
+            allowed[list(params.allowed_token_ids)] = True
+            bias[~allowed] = -np.inf
         counts = np.bincount(request.output_token_ids, minlength=self._vocab_size).astype(np.int32)
         return VocabRow(np.int32(request.slot), prompt_tokens, counts, bias)
 
@@ -114,7 +119,11 @@ def _with_masks(needs: int, masks: list[Masks]) -> np.int32:
 
 def _keeps_vocab_row(params: SamplingParams) -> bool:
     penalised = params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
-    return penalised or bool(params.logit_bias)
+    return penalised or _has_bias(params)
+
+
+def _has_bias(params: SamplingParams) -> bool:
+    return bool(params.logit_bias) or params.allowed_token_ids is not None
 
 
 def sampling_needs(params: SamplingParams) -> Needs:
@@ -130,6 +139,8 @@ def sampling_needs(params: SamplingParams) -> Needs:
         needs |= Needs.LOGPROBS
     if params.constrained:
         needs |= Needs.MASK
+    if params.pooling:
+        needs |= Needs.HIDDEN
     return needs
 
 
@@ -145,7 +156,7 @@ def _fill_sampling(rows: SamplingRows, row: int, request: Request) -> None:
         "frequency_penalty",
     ):
         getattr(rows, name)[row] = getattr(params, name)
-    rows.has_bias[row] = bool(params.logit_bias)
+    rows.has_bias[row] = _has_bias(params)
     rows.seed[row] = request.seed & 0xFFFFFFFF, (request.seed >> 32) & 0xFFFFFFFF
     rows.min_length[row] = len(request.prompt_token_ids) + params.min_tokens
     rows.stop_token_ids[row, : len(request.stop_token_ids)] = sorted(request.stop_token_ids)

@@ -53,8 +53,10 @@ class TextStream:
 
     def _undecided(self) -> int:
         """Length of the longest end of the held text that begins a stop string."""
-        longest = min(len(self._held), max(map(len, self._stop)) - 1)
-        for length in range(longest, 0, -1):
-            if any(text.startswith(self._held[-length:]) for text in self._stop):
-                return length
-        return 0
+        longest = 0
+        for text in self._stop:
+            for length in range(min(len(self._held), len(text) - 1), longest, -1):
+                if self._held.endswith(text[:length]):
+                    longest = length
+                    break
+        return longest

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import numpy as np
 from flax import nnx
 
 from jaxserve.checkpoint.exchange import Handover
@@ -24,8 +25,10 @@ from jaxserve.engine.scheduler import Chunk, Decode, Prefill, Scheduler
 from jaxserve.engine.startup import Loaded
 from jaxserve.errors import InputError
 from jaxserve.outputs import CompletionOutput, Logprob, Logprobs, RequestMetrics, RequestOutput
-from jaxserve.runner.step_batch import DecodeArrays, LogprobRows, StepBatch, StepResult
+from jaxserve.runner.compilation import compilations
+from jaxserve.runner.step_batch import DecodeArrays, HiddenRows, LogprobRows, StepBatch, StepResult
 from jaxserve.sampling_params import SamplingParams
+from jaxserve.stats import EngineStats
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -61,6 +64,7 @@ class _Live:
     stream: bool  # whether the caller is given each step's tokens
     each_step: bool  # whether tokens have to be looked at as they come: to be given out, for stop strings and the like
     added: CompletionOutput  # what the caller has not been given yet
+    pooled: np.ndarray | None = None  # float32 [hidden], of an embedding: the sum so far
 
 
 @dataclasses.dataclass
@@ -141,6 +145,8 @@ class Engine:
         self.on_begin: Callable[[str], None] | None = None  # told of each request when its first step is dispatched
         self._arrivals = itertools.count()
         self._seeds = random.Random(config.seed)
+        self._prompt_tokens = self._generated_tokens = 0
+        self._compiled_at_start = compilations.count
         # What start-up has made stays; without this every collection would walk all of it, in the midst of a step.
         gc.collect()
         gc.freeze()
@@ -169,8 +175,9 @@ class Engine:
         seed = params.seed if params.seed is not None else self._seeds.getrandbits(63)
         group = _Group(request_id, checked.prompt, checked.prompt_token_ids, RequestMetrics(self._clock()))
         constraints = [Constraint(grammar, params.thinking) if params.constrained else None for _ in range(params.n)]
-        # Log-probabilities of a prompt need all of it computed.
-        cached = self.config.enable_prefix_caching and params.prompt_logprobs is None
+        # Log-probabilities of a prompt, and the mean over it, need all of it computed.
+        whole = params.prompt_logprobs is not None or params.pooling == "mean"
+        cached = self.config.enable_prefix_caching and not whole
         for index in range(params.n):
             request = Request(
                 request_id,
@@ -217,6 +224,25 @@ class Engine:
     @property
     def has_unfinished(self) -> bool:
         return bool(self._groups)
+
+    def stats(self) -> EngineStats:
+        """Where the engine stands."""
+        scheduler, pool = self.scheduler, self.pool
+        return EngineStats(
+            seconds=self._clock(),
+            running=scheduler.num_running,
+            waiting=scheduler.num_waiting + len(self._held),
+            max_running=self.config.max_num_seqs,
+            pages_held=pool.num_held,
+            pages_cached=pool.num_cached,
+            pages_free=pool.num_available - pool.num_cached,
+            total_prompt_tokens=self._prompt_tokens,
+            total_generated_tokens=self._generated_tokens,
+            total_prefix_cache_queries=scheduler.prefix_cache_queries,
+            total_prefix_cache_hits=scheduler.prefix_cache_hits,
+            total_preemptions=scheduler.num_preemptions,
+            total_compilations=compilations.count - self._compiled_at_start,
+        )
 
     # Weights
 
@@ -288,13 +314,18 @@ class Engine:
         result = self.runner.collect(dispatched.result, int(dispatched.batch.arrays.needs))
         waited = time.perf_counter()
         self._observe(dispatched)
+        self._prompt_tokens += sum(chunk.count for chunk in chunks)
         if chunks and result.prompt_logprobs:
             self._take_prompt_logprobs(chunks, result.prompt_logprobs)
         deltas: dict[_Group, RequestOutput] = {}
         if isinstance(step, Prefill):
             for row, (chunk, token) in enumerate(zip(chunks, result.token_ids.tolist(), strict=False)):
                 # It may have ended, or been aborted, while this step ran.
-                if chunk.samples and chunk.request.state is not State.FINISHED:
+                if chunk.request.state is State.FINISHED:
+                    continue
+                if chunk.request.params.pooling and result.hidden:
+                    self._pool(chunk, row, result.hidden, deltas)
+                elif chunk.samples:
                     self._take_tokens(chunk.request, [token], row, result.logprobs, deltas)
         else:
             tokens = result.token_ids[: step.steps, : len(step.requests)].T.tolist()
@@ -333,6 +364,7 @@ class Engine:
             live.group.note_first_token(self._clock(), request.num_cached)
         for token in new:
             output.append(token)
+            self._generated_tokens += 1
             if request.constraint:
                 self._constrain(request, request.constraint, token)
             if live.each_step:
@@ -382,7 +414,19 @@ class Engine:
             request.constraint = None
         self.scheduler.saw_token(request)
 
-    def _finish(self, request: Request, live: _Live, deltas: dict[_Group, RequestOutput]) -> None:
+    def _pool(self, chunk: Chunk, row: int, hidden: HiddenRows, deltas: dict[_Group, RequestOutput]) -> None:
+        """Add a chunk to its request's embedding, which is whole with the last one."""
+        live = self._live[chunk.request]
+        if chunk.request.params.pooling == "last":
+            live.pooled = hidden.last[row]
+        else:
+            before = 0 if chunk.start == 0 or live.pooled is None else live.pooled
+            live.pooled = before + hidden.sums[row] / len(chunk.request.prompt_token_ids)
+        if chunk.samples and live.pooled is not None:
+            live.group.note_first_token(self._clock(), chunk.request.num_cached)
+            self._finish(chunk.request, live, deltas).embedding = live.pooled.tolist()
+
+    def _finish(self, request: Request, live: _Live, deltas: dict[_Group, RequestOutput]) -> RequestOutput:
         group = live.group
         self.scheduler.finish(request)
         del self._live[request]
@@ -391,6 +435,7 @@ class Engine:
             del self._groups[group.request_id]
             group.metrics.finished_time = self._clock()
             delta.finished = True
+        return delta
 
     @staticmethod
     def _give_out(live: _Live, deltas: dict[_Group, RequestOutput]) -> RequestOutput:
@@ -400,8 +445,9 @@ class Engine:
         if delta is None:
             delta = RequestOutput(group.request_id, group.prompt, group.prompt_token_ids, [], group.metrics)
             deltas[group] = delta
-        delta.outputs.append(live.added)
-        live.added = CompletionOutput(live.index)
+        if live.added.token_ids:  # an embedding has none
+            delta.outputs.append(live.added)
+            live.added = CompletionOutput(live.index)
         if live.index == 0 and group.prompt_logprobs:  # whose they are, so that they are whole
             delta.prompt_logprobs, group.prompt_logprobs = group.prompt_logprobs, []
         return delta

@@ -53,6 +53,11 @@ class InputProcessor:
                 f"stop_token_ids and the model's end-of-sequence ids are {len(stops)} together; "
                 f"at most {MAX_STOP_TOKEN_IDS} are possible"
             )
+        if params.min_tokens and params.allowed_token_ids and stops.issuperset(params.allowed_token_ids):
+            raise InputError(
+                "allowed_token_ids holds nothing but tokens that end a completion, and "
+                f"min_tokens={params.min_tokens} forbids those; allow another one, or leave min_tokens out"
+            )
         return CheckedInput(text, token_ids, min(room, params.max_tokens or room), stops)
 
     @property
@@ -72,6 +77,17 @@ class InputProcessor:
         text = self.chat.render(messages, **template_arguments)
         return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
+    def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        self._need_tokenizer("a prompt of text")
+        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    def detokenize(self, token_ids: Sequence[int]) -> str:
+        """The tokens' text, special tokens included."""
+        self._need_tokenizer("text of tokens")
+        for token in token_ids:
+            self._check_token(token, "tokens")
+        return self.tokenizer.decode(token_ids)
+
     def _tokens(self, prompt: Prompt) -> tuple[str | None, list[int]]:
         if isinstance(prompt, dict):
             unknown = set(prompt) - {"prompt", "prompt_token_ids"}
@@ -85,8 +101,7 @@ class InputProcessor:
             prompt = prompt["prompt"]
         if not isinstance(prompt, str):
             raise InputError(f"a prompt is a {type(prompt).__name__}; give a string or {{'prompt_token_ids': [...]}}")
-        self._need_tokenizer("a prompt of text")
-        return prompt, self._checked_ids(self.tokenizer.encode(prompt))
+        return prompt, self._checked_ids(self.tokenize(prompt))
 
     def _checked_ids(self, token_ids: Any) -> list[int]:
         if not isinstance(token_ids, Sequence) or isinstance(token_ids, str):
@@ -108,10 +123,9 @@ class InputProcessor:
                     f"{name} is {getattr(params, name)}, and this engine was started with "
                     f"max_logprobs={self.limits.max_logprobs}; ask for fewer"
                 )
-        for token in params.stop_token_ids:
-            self._check_token(token, "stop_token_ids")
-        for token in params.logit_bias or {}:
-            self._check_token(token, "logit_bias")
+        for name in ("stop_token_ids", "logit_bias", "allowed_token_ids"):
+            for token in getattr(params, name) or ():
+                self._check_token(token, name)
         if params.stop:
             self._need_tokenizer("a stop string")
         if params.structured_outputs:
@@ -148,5 +162,6 @@ def chat_format(tokenizer: Any, config: EngineConfig) -> ChatFormat | None:
 
 def _no_tokenizer(what: str) -> InputError:
     return InputError(
-        f"{what} needs a tokenizer, and this engine was started with skip_tokenizer_init=True; give token ids"
+        f"{what} needs a tokenizer, and this engine was started with skip_tokenizer_init=True; "
+        "start it without, or use token ids only"
     )

@@ -4,20 +4,36 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from starlette.applications import Starlette
-from starlette.routing import Route
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import BaseRoute, Route
 
+from jaxserve.server.config import ServerConfig
 from jaxserve.server.core.client import EngineClient
 from jaxserve.server.errors import EXCEPTION_HANDLERS
+from jaxserve.server.incoming import BodyLimit
+from jaxserve.server.keys import ApiKeys, RequireKey
+from jaxserve.server.openapi import Description
+from jaxserve.server.request_log import RequestLog
+from jaxserve.server.routes import page
 from jaxserve.server.routes.chat import Chat
 from jaxserve.server.routes.completions import Completions
+from jaxserve.server.routes.embeddings import Embeddings
 from jaxserve.server.routes.messages import Messages
 from jaxserve.server.routes.responses import Responses
+from jaxserve.server.routes.score import Scores
 from jaxserve.server.routes.served import Served
+from jaxserve.server.routes.stats import Stats
 from jaxserve.server.routes.status import Status
+from jaxserve.server.routes.tokenization import Tokenization
+
+_DEFAULTS = ServerConfig()
 
 
-def build_app(engine: EngineClient, served_model_name: str) -> Starlette:
-    """OpenAI's API on `engine`, which runs while the application does."""
+def build_app(
+    engine: EngineClient, served_model_name: str, config: ServerConfig = _DEFAULTS, keys: ApiKeys | None = None
+) -> Starlette:
+    """OpenAI's API on `engine`, which runs while the application does; for everybody if there are no keys."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -25,8 +41,9 @@ def build_app(engine: EngineClient, served_model_name: str) -> Starlette:
             yield
 
     served = Served(engine, served_model_name)
-    status, responses, messages = Status(served), Responses(served), Messages(served)
-    routes = [
+    status, tokenization = Status(served), Tokenization(served)
+    responses, messages = Responses(served), Messages(served)
+    routes: list[BaseRoute] = [
         Route("/v1/completions", Completions(served).create, methods=["POST"]),
         Route("/v1/chat/completions", Chat(served).create, methods=["POST"]),
         Route("/v1/responses", responses.create, methods=["POST"]),
@@ -34,8 +51,37 @@ def build_app(engine: EngineClient, served_model_name: str) -> Starlette:
         Route("/v1/responses/{response_id}", responses.delete, methods=["DELETE"]),
         Route("/v1/messages", messages.create, methods=["POST"]),
         Route("/v1/messages/count_tokens", messages.count_tokens, methods=["POST"]),
+        Route("/v1/embeddings", Embeddings(served).create, methods=["POST"]),
+        Route("/score", Scores(served).create, methods=["POST"]),
         Route("/v1/models", status.models, methods=["GET"]),
+        Route("/tokenize", tokenization.tokenize, methods=["POST"]),
+        Route("/detokenize", tokenization.detokenize, methods=["POST"]),
+        Route("/tokenizer_info", tokenization.info, methods=["GET"]),
+        Route("/version", status.version, methods=["GET"]),
         Route("/health", status.health, methods=["GET"]),
         Route("/ready", status.ready, methods=["GET"]),
+        Route("/stats", Stats(served).show, methods=["GET"]),
+        *page.ROUTES,
     ]
-    return Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS, lifespan=lifespan)
+    routes.append(Route("/openapi.json", Description(routes).show, methods=["GET"]))
+    return Starlette(
+        routes=routes, middleware=_layers(config, keys), exception_handlers=EXCEPTION_HANDLERS, lifespan=lifespan
+    )
+
+
+def _layers(config: ServerConfig, keys: ApiKeys | None) -> list[Middleware]:
+    """What a request passes on its way to its route, from the outside in."""
+    layers = [Middleware(RequestLog)]
+    if config.allowed_origins:
+        layers.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=config.allowed_origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=["X-Request-Id", "Retry-After"],
+            )
+        )
+    if keys is not None:
+        layers.append(Middleware(RequireKey, keys=keys, max_requests=config.max_requests_per_key))
+    return [*layers, Middleware(BodyLimit, max_bytes=config.max_body_bytes, seconds=config.read_timeout)]

@@ -8,6 +8,7 @@ from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from jaxserve.errors import InputError, nearest
 from jaxserve.server.failures import Unserved
@@ -39,6 +40,9 @@ class ApiError(Exception):
         return Response(self.body().to_json(), self.status, self.headers, media_type="application/json")
 
 
+FAILED = ApiError(500, "the server failed at this request; its log has the error")
+
+
 class ClientGone(Exception):
     """The client has closed the connection; nobody reads the response."""
 
@@ -56,7 +60,7 @@ def as_api_error(error: Exception) -> ApiError:
         case HTTPException():
             return ApiError(error.status_code, error.detail, headers=error.headers)
         case _:
-            return ApiError(500, "the server failed at this request; its log has the error")
+            return FAILED
 
 
 def validation_error(error: ValidationError, request_type: type[BaseModel]) -> ApiError:
@@ -105,9 +109,11 @@ async def _respond_not_found(request: Request, error: Exception) -> Response:
 
 
 async def _respond_wrong_method(request: Request, error: HTTPException) -> Response:
-    allowed = (error.headers or {}).get("Allow", "")
-    message = f"{request.method} does not go with {request.url.path}; use {allowed.replace(', ', ' or ')}"
-    return ApiError(405, message, headers=error.headers).response()
+    here = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    # Starlette's own error knows the methods of the first of them alone.
+    allowed = sorted({method for route in here for method in getattr(route, "methods", None) or ("GET", "HEAD")})
+    message = f"{request.method} does not go with {request.url.path}; use {' or '.join(allowed)}"
+    return ApiError(405, message, headers={"Allow": ", ".join(allowed)}).response()
 
 
 async def _respond_to_nobody(request: Request, error: Exception) -> Response:
@@ -122,5 +128,4 @@ EXCEPTION_HANDLERS: dict[Any, Any] = {
     Unserved: _respond,
     HTTPException: _respond,
     ClientGone: _respond_to_nobody,
-    Exception: _respond,
 }

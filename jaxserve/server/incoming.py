@@ -5,26 +5,56 @@ from collections.abc import Awaitable
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jaxserve.server.errors import ApiError, ClientGone, validation_error
 
-MAX_BODY_BYTES = 64 * 2**20  # a prompt of millions of token ids
+
+class BodyLimit:
+    """Refuses a body of more than `max_bytes`, and one that has not come after `seconds`."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int, seconds: float):
+        self._app, self._max_bytes, self._seconds = app, max_bytes, seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, self._limited(receive) if scope["type"] == "http" else receive, send)
+
+    def _limited(self, receive: Receive) -> Receive:
+        deadline = asyncio.get_running_loop().time() + self._seconds
+        size, is_whole = 0, False
+
+        async def limited() -> Message:
+            nonlocal size, is_whole
+            if is_whole:
+                return await receive()  # which tells of the client's leaving
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise ApiError(
+                    408,
+                    f"the body has not come within {self._seconds:g} seconds; send it faster, or less",
+                    headers={"Connection": "close"},
+                ) from None
+            size += len(message.get("body", b""))
+            is_whole = not message.get("more_body", False)
+            if size > self._max_bytes:  # what else comes is dropped by uvicorn: clients read answers only afterwards
+                raise ApiError(
+                    413, f"the body has more than {self._max_bytes} bytes, which is the most; send less at a time"
+                )
+            return message
+
+        return limited
 
 
 async def read_body[T: BaseModel](request: Request, request_type: type[T]) -> T:
     """The request's JSON as `request_type`."""
-    body, size = bytearray(), 0
     try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size <= MAX_BODY_BYTES:  # the rest is read and dropped: a client reads no answer before it has sent all
-                body += chunk
+        body = await request.body()
     except ClientDisconnect:
         raise ClientGone from None
-    if size > MAX_BODY_BYTES:
-        raise ApiError(400, f"the body has {size} bytes and at most {MAX_BODY_BYTES} are possible; send less at a time")
     try:
-        return request_type.model_validate_json(bytes(body))
+        return request_type.model_validate_json(body)
     except ValidationError as error:
         raise validation_error(error, request_type) from None
 

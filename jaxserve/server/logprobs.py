@@ -26,20 +26,23 @@ def completion_logprobs(
     count: int,
     offset: int,
     decode: Callable[[Sequence[int]], str],
-) -> CompletionLogprobs:
-    """Each token with itself and the `count` likeliest ones. The first one's text begins at `offset`.
+    *,
+    as_ids: bool = False,
+) -> tuple[CompletionLogprobs, int]:
+    """Each token with itself and the `count` likeliest ones; and where the text of what follows begins.
 
-    A position is None for a prompt's first token, which nothing comes before; `decode` then finds its text.
+    The first one's text begins at `offset`. A position is None for a prompt's first token, which nothing comes before;
+    `decode` then finds its text. With `as_ids`, tokens are named by their ids, `token_id:17`.
     """
     logprobs = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
     for token, position in zip(token_ids, positions, strict=True):
         text = decode([token]) if position is None else position[token].decoded_token or ""
-        logprobs.tokens.append(text)
+        logprobs.tokens.append(_as_id(token) if as_ids else text)
         logprobs.text_offset.append(offset)
         logprobs.token_logprobs.append(None if position is None else _finite(position[token]))
-        logprobs.top_logprobs.append(None if position is None else _by_text(position, token, count))
+        logprobs.top_logprobs.append(None if position is None else _by_name(position, token, count, as_ids))
         offset += len(text)
-    return logprobs
+    return logprobs, offset
 
 
 def prompt_logprobs(token_ids: Sequence[int], positions: Sequence[Logprobs | None], count: int) -> PromptLogprobs:
@@ -66,14 +69,18 @@ def _chat_entry(found: Logprob) -> dict:
     }
 
 
-def _by_text(position: Logprobs, token: int, count: int) -> dict[str, float]:
+def _by_name(position: Logprobs, token: int, count: int, as_ids: bool) -> dict[str, float]:
     """Tokens of the same text are one entry: that of the likeliest."""
     entries: dict[str, float] = {}
     for candidate, found in position.items():
         if candidate == token or _rank(found) <= count:
-            text = found.decoded_token or ""
-            entries[text] = max(entries.get(text, _LOWEST), _finite(found))
+            name = _as_id(candidate) if as_ids else found.decoded_token or ""
+            entries[name] = max(entries.get(name, _LOWEST), _finite(found))
     return entries
+
+
+def _as_id(token: int) -> str:
+    return f"token_id:{token}"
 
 
 def _rank(found: Logprob) -> int:

@@ -1,13 +1,16 @@
 """`jaxserve serve`: from settings to a server that runs until it is told to stop."""
 
 import asyncio
+import contextlib
+import functools
 import gc
-import importlib
+import logging
 import signal
 import socket
-import sys
+import ssl
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,16 +18,21 @@ from typing import Any
 import uvicorn
 from sse_starlette.sse import AppStatus
 
-from jaxserve.checkpoint.tokenizer import load_tokenizer
+from jaxserve.checkpoint.tokenizer import import_tokenizers, load_tokenizer
 from jaxserve.config import EngineConfig
 from jaxserve.engine.input_processor import InputProcessor, chat_format
 from jaxserve.errors import InputError
 from jaxserve.progress import ProgressBars
+from jaxserve.server import logs
 from jaxserve.server.app import build_app
 from jaxserve.server.config import ServerConfig
+from jaxserve.server.connections import PunctualProtocol
 from jaxserve.server.core.client import EngineClient
 from jaxserve.server.core.messages import Ready
 from jaxserve.server.core.process import CoreFailed, CoreProcess
+from jaxserve.server.keys import ApiKeys
+
+logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.05
 _GRACE_SECONDS = 5  # for clients to read what they are being sent, once the server stops
@@ -32,23 +40,50 @@ _GRACE_SECONDS = 5  # for clients to read what they are being sent, once the ser
 
 def run(config: EngineConfig, server: ServerConfig) -> None:
     """Serve until Ctrl-C or SIGTERM; `SystemExit` with a line that says why, if the engine ends by itself."""
+    logs.configure(server.log_level, server.log_format)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that either unwinds the stack
-    listener = _bind(server.host, server.port)  # first, since loading takes long
-    with CoreProcess(config) as core:
-        # A thread imports what loading the tokenizer needs, which takes seconds, while the core loads.
-        threading.Thread(target=importlib.import_module, args=("transformers",), daemon=True).start()
+    # First what may be wrong with the settings, since loading takes long.
+    keys = ApiKeys.read(server.api_key_file) if server.api_key_file is not None else None
+    _check_certificate(server)
+    listener = _bind(server.host, server.port)
+    with started_engine(config, server) as engine:
+        _Server(engine, server, keys).run(sockets=[listener])
+
+
+@contextlib.contextmanager
+def started_engine(config: EngineConfig, server: ServerConfig) -> Iterator[EngineClient]:
+    """An engine in a process of its own, which ends with the block; `SystemExit` if it has ended by itself before."""
+    with CoreProcess() as core:
+        # What loading the tokenizer needs takes seconds to import: that happens while the core loads.
+        importing = threading.Thread(target=import_tokenizers, daemon=True)
+        importing.start()
         try:
             with ProgressBars() as progress:
-                ready = core.wait_until_ready(progress)
+                ready = core.load(config, server, progress)
         except CoreFailed as error:
             raise SystemExit(f"jaxserve: {error}") from None
-        print(ready.attention, file=sys.stderr)
+        logger.info(ready.attention)
+        importing.join()
         tokenizer = _tokenizer(ready)
         inputs = InputProcessor(tokenizer, ready.limits, chat_format(tokenizer, ready.config))
         engine = EngineClient(core.channel, ready, inputs, server)
-        _Server(engine, server).run(sockets=[listener])
+        yield engine
         if engine.has_failed:
             raise SystemExit(f"jaxserve: the engine process {core.end()}, and the server with it")
+
+
+def served_name(engine: EngineClient, server: ServerConfig) -> str:
+    """What clients call the model."""
+    return server.served_model_name or Path(engine.ready.config.model).resolve().name
+
+
+def _check_certificate(server: ServerConfig) -> None:
+    if server.ssl_certfile is not None:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(server.ssl_certfile, server.ssl_keyfile)
+        except OSError as error:
+            files = " and ".join(filter(None, (server.ssl_certfile, server.ssl_keyfile)))
+            raise InputError(f"cannot use the certificate of {files} ({error}); give PEM files") from error
 
 
 def _tokenizer(ready: Ready) -> Any:
@@ -60,13 +95,20 @@ def _tokenizer(ready: Ready) -> Any:
 class _Server(uvicorn.Server):
     """Says when it is ready. Once told to stop, it lets running requests end, and ends them when their time is up."""
 
-    def __init__(self, engine: EngineClient, config: ServerConfig):
+    def __init__(self, engine: EngineClient, config: ServerConfig, keys: ApiKeys | None):
         self._engine, self._settings = engine, config
-        self._name = config.served_model_name or Path(engine.ready.config.model).resolve().name
+        self._name = served_name(engine, config)
         self._in_a_hurry = False
-        app = build_app(engine, self._name)
         super().__init__(
-            uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_GRACE_SECONDS)
+            uvicorn.Config(
+                build_app(engine, self._name, config, keys),
+                http=functools.partial(PunctualProtocol, seconds=config.read_timeout + _GRACE_SECONDS),  # type: ignore[arg-type]
+                ssl_certfile=config.ssl_certfile,
+                ssl_keyfile=config.ssl_keyfile,
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=_GRACE_SECONDS,
+            )
         )
         # sse-starlette would cut the streams off; here the engine ends them, each with an error that says why.
         AppStatus.disable_automatic_graceful_drain()
@@ -82,7 +124,8 @@ class _Server(uvicorn.Server):
         gc.freeze()  # what start-up has made stays: no collection has to walk it
         host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
         for listener in sockets or ():
-            print(f"Serving {self._name} on http://{host}:{listener.getsockname()[1]}", flush=True)
+            scheme = "https" if self.config.is_ssl else "http"
+            print(f"Serving {self._name} on {scheme}://{host}:{listener.getsockname()[1]}", flush=True)
 
     async def on_tick(self, counter: int) -> bool:
         return self._engine.has_failed or await super().on_tick(counter)
@@ -98,10 +141,10 @@ class _Server(uvicorn.Server):
         self._engine.stop_taking_requests()
         end = time.monotonic() + self._settings.drain_timeout
         if count := self._engine.unfinished:
-            print(
-                f"Stopping once {count} completions have ended, or in {self._settings.drain_timeout:g} seconds; "
-                "a second signal stops at once",
-                file=sys.stderr,
+            logger.warning(
+                "stopping once %d completions have ended, or in %g seconds; a second signal stops at once",
+                count,
+                self._settings.drain_timeout,
             )
         while self._engine.unfinished and not self._in_a_hurry and time.monotonic() < end:
             await asyncio.sleep(_POLL_SECONDS)

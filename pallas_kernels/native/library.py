@@ -13,7 +13,8 @@ import jax
 import jaxlib
 
 CACHE = Path("~/.cache/jaxserve/native")
-NEEDED_CPU_FLAGS = frozenset({"avx512f", "avx512bw", "avx512_bf16"})
+NEEDED_CPU_FLAGS = frozenset({"avx2", "fma"})
+WIDE_CPU_FLAGS = frozenset({"avx512f", "avx512bw", "avx512_bf16"})  # what `vectors.h` takes where the CPU has it
 TARGETS = ("matmul_nk", "paged_decode_attention", "paged_prefill_attention")
 
 _HERE = Path(__file__).parent
@@ -46,6 +47,11 @@ def refusal() -> str | None:
 def available() -> bool:
     """Whether the kernels can be called."""
     return refusal() is None
+
+
+def instructions() -> str:
+    """The CPU's instructions that the kernels are compiled for."""
+    return "AVX512-BF16" if _cpu_flags() >= WIDE_CPU_FLAGS else "AVX2"
 
 
 def serves(array: jax.Array) -> bool:

@@ -1,4 +1,4 @@
-// Attention of each sequence's newest tokens over its own pages, in bf16 (AVX512-BF16) or float32.
+// Attention of each sequence's newest tokens over its own pages, in bf16 or float32.
 //
 // A thread takes one KV head of a few tokens of one sequence at a time and reads its keys and values once, page by page,
 // under a running softmax. Pages lie in memory as [pages, kv_heads, page_size, head_dim], so that a page's keys of one head are
@@ -38,86 +38,38 @@ struct Queries {
   int64_t row, start, count, position;
 };
 
-// Two vectors of 16 values that belong to 32 of the head's dimensions, and what weighs them.
-template <typename T>
-struct Values;
-
-// Two keys at a time, whose values are interleaved: the dimensions come in another order, which `store` undoes.
-template <>
-struct Values<bf16> {
-  static constexpr int kKeys = 2;
-
-  static void load_block(const bf16* first, const bf16* second, __m512bh (&block)[2]) {
-    const __m512i a = _mm512_loadu_si512(first), b = second ? _mm512_loadu_si512(second) : _mm512_setzero_si512();
-    block[0] = (__m512bh)_mm512_unpacklo_epi16(a, b);
-    block[1] = (__m512bh)_mm512_unpackhi_epi16(a, b);
-  }
-
-  static __m512bh weight(const bf16* weights) {
-    int32_t both;
-    std::memcpy(&both, weights, sizeof both);
-    return (__m512bh)_mm512_set1_epi32(both);
-  }
-
-  static void store_weights(bf16* to, __m512 weights) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(weights));
-  }
-
-  static void store(bf16* to, __m512 low, __m512 high) {
-    const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
-    const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
-    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(_mm512_permutex2var_ps(low, second, high),
-                                                         _mm512_permutex2var_ps(low, first, high)));
-  }
-};
-
-template <>
-struct Values<float> {
-  static constexpr int kKeys = 1;
-
-  static void load_block(const float* first, const float*, __m512 (&block)[2]) {
-    block[0] = load(first);
-    block[1] = load(first + 16);
-  }
-
-  static __m512 weight(const float* weights) { return _mm512_set1_ps(*weights); }
-
-  static void store_weights(float* to, __m512 weights) { _mm512_storeu_ps(to, weights); }
-
-  static void store(float* to, __m512 low, __m512 high) {
-    _mm512_storeu_ps(to, low);
-    _mm512_storeu_ps(to + 16, high);
-  }
-};
-
 // What one thread works in. Its query vectors are those of one KV head, each token's one after the other.
 template <typename T>
 struct Worker {
+  using Query = typename Operand<T>::Number;
+  using Weight = typename Values<T>::Weight;
+
   const Shape& shape;
   const Arrays<T>& arrays;
   const int64_t group, width;  // width: keys of a page, with room for whole registers
   int64_t vectors = 0;
-  std::vector<const T*> q;
+  std::vector<const Query*> q;
+  std::vector<Query> prepared;                         // what `q` points into, unless queries are used as they lie
   std::vector<float> scores;                           // [vectors, width]
-  std::vector<T> weights;                              // [vectors, width]
+  std::vector<Weight> weights;                         // [vectors, width]
   std::vector<float> accumulated;                      // [vectors, value_dim]
   std::vector<float> largest, weight, shrink;          // [vectors]
   std::vector<int64_t> first_visible, last_visible;    // [vectors], positions, both included
 
   Worker(const Shape& s, const Arrays<T>& a, int64_t most)
       : shape(s), arrays(a), group(s.heads / s.kv_heads), width((s.page_size + 31) / 16 * 16), q(most * group),
-        scores(q.size() * width), weights(q.size() * width), accumulated(q.size() * s.value_dim), largest(q.size()),
+        prepared(Operand<T>::kPrepared ? q.size() * Operand<T>::stride(s.head_dim) : 0), scores(q.size() * width), weights(q.size() * width), accumulated(q.size() * s.value_dim), largest(q.size()),
         weight(q.size()), shrink(q.size()), first_visible(q.size()), last_visible(q.size()) {}
 
   // Scores of `VECTORS` queries and keys [begin, end) of a page; fetches `ahead`, where as much lies.
   template <int VECTORS, bool AHEAD>
   void score(int64_t vector, const T* keys, int64_t begin, int64_t end, const T* ahead) {
-    constexpr int kKeys = 16 / VECTORS;
-    const int64_t dim = shape.head_dim, step = 64 / sizeof(T);
+    constexpr int kKeys = kLanes / VECTORS;
+    const int64_t dim = shape.head_dim, step = kVectorBytes / sizeof(T);
     for (int64_t key = begin; key < end; key += kKeys) {
-      __m512 acc[16];
+      Floats acc[kLanes];
 #pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i) acc[i] = _mm512_setzero_ps();
+      for (int i = 0; i < kLanes; ++i) acc[i] = broadcast(0);
       const T* rows[kKeys];
 #pragma GCC unroll 16
       for (int i = 0; i < kKeys; ++i) rows[i] = keys + std::min(key + i, end - 1) * dim;
@@ -128,11 +80,11 @@ struct Worker {
           const auto k = load(rows[i] + d);
 #pragma GCC unroll 4
           for (int v = 0; v < VECTORS; ++v)
-            acc[v * kKeys + i] = multiply_add(acc[v * kKeys + i], k, load(q[vector + v] + d));
+            acc[v * kKeys + i] = multiply_add(acc[v * kKeys + i], k, Operand<T>::load(q[vector + v] + d));
         }
       }
-      float found[16];
-      _mm512_storeu_ps(found, sums(acc));
+      float found[kLanes];
+      store(found, sums(acc));
       for (int v = 0; v < VECTORS; ++v)
         std::memcpy(&scores[(vector + v) * width + key - begin], found + v * kKeys, kKeys * sizeof(float));
     }
@@ -141,53 +93,49 @@ struct Worker {
   // Turns the scores of keys [begin, end), whose first is at `position`, into weights under the softmax so far.
   void weigh(int64_t vector, int64_t position, int64_t count) {
     float* const s = &scores[vector * width];
-    const __m512i first = _mm512_set1_epi32(std::max<int64_t>(first_visible[vector] - position, 0));
-    const __m512i last = _mm512_set1_epi32(std::min<int64_t>(last_visible[vector] - position, count - 1));
-    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    auto visible = [&](int64_t i) {
-      const __m512i key = _mm512_add_epi32(lanes, _mm512_set1_epi32(i));
-      return _mm512_cmp_epi32_mask(key, first, _MM_CMPINT_NLT) & _mm512_cmp_epi32_mask(key, last, _MM_CMPINT_LE);
-    };
-    __m512 top = _mm512_set1_ps(kMasked);
-    for (int64_t i = 0; i < count; i += 16) {
-      __m512 x = _mm512_mul_ps(load(s + i), _mm512_set1_ps(shape.scale));
+    const int64_t first = std::max<int64_t>(first_visible[vector] - position, 0);
+    const int64_t last = std::min<int64_t>(last_visible[vector] - position, count - 1);
+    Floats top = broadcast(kMasked);
+    for (int64_t i = 0; i < count; i += kLanes) {
+      Floats x = multiply(load(s + i), broadcast(shape.scale));
       if (shape.soft_cap) {  // tanh(x) = 1 - 2 / (e^2x + 1)
-        const __m512 cap = _mm512_set1_ps(shape.soft_cap), one = _mm512_set1_ps(1), two = _mm512_set1_ps(2);
-        const __m512 grown = exponential(_mm512_min_ps(_mm512_mul_ps(two, _mm512_div_ps(x, cap)), _mm512_set1_ps(80)));
-        x = _mm512_mul_ps(cap, _mm512_sub_ps(one, _mm512_div_ps(two, _mm512_add_ps(grown, one))));
+        const Floats cap = broadcast(shape.soft_cap), one = broadcast(1), two = broadcast(2);
+        const Floats grown = exponential(smaller(multiply(two, divide(x, cap)), broadcast(80)));
+        x = multiply(cap, subtract(one, divide(two, add(grown, one))));
       }
-      x = _mm512_mask_mov_ps(_mm512_set1_ps(kMasked), visible(i), x);
-      _mm512_storeu_ps(s + i, x);
-      top = _mm512_max_ps(top, x);
+      x = select(within(i, first, last), x, broadcast(kMasked));
+      store(s + i, x);
+      top = larger(top, x);
     }
-    const float now_largest = std::max(largest[vector], _mm512_reduce_max_ps(top));
-    __m512 sum = _mm512_setzero_ps();
-    for (int64_t i = 0; i < count; i += 16) {
-      const __m512 weights_here =
-          _mm512_maskz_mov_ps(visible(i), exponential(_mm512_sub_ps(load(s + i), _mm512_set1_ps(now_largest))));
-      sum = _mm512_add_ps(sum, weights_here);
+    const float now_largest = std::max(largest[vector], largest_of(top));
+    Floats sum = broadcast(0);
+    for (int64_t i = 0; i < count; i += kLanes) {
+      const Floats grown = exponential(subtract(load(s + i), broadcast(now_largest)));
+      const Floats weights_here = select(within(i, first, last), grown, broadcast(0));
+      sum = add(sum, weights_here);
       Values<T>::store_weights(&weights[vector * width + i], weights_here);
     }
     shrink[vector] = std::exp(largest[vector] - now_largest);
-    weight[vector] = weight[vector] * shrink[vector] + _mm512_reduce_add_ps(sum);
+    weight[vector] = weight[vector] * shrink[vector] + sum_of(sum);
     largest[vector] = now_largest;
   }
 
   // Adds the weighted values of keys [begin, end) to `VECTORS` accumulators; fetches `ahead`, where as much lies.
   template <int VECTORS, bool AHEAD>
   void add_values(int64_t vector, const T* values, int64_t begin, int64_t end, const T* ahead) {
-    constexpr int kBlocks = VECTORS <= 2 ? 4 : 2;  // of 32 dimensions, that are summed up together
+    constexpr int kBlock = 2 * kLanes;                             // dimensions
+    constexpr int kBlocks = (VECTORS <= 2 ? 4 : 2) * kLanes / 16;  // that are summed up together
     constexpr int kKeys = Values<T>::kKeys;
     const int64_t dim = shape.value_dim;
     auto some = [&](int64_t d, auto blocks_constant) {
       constexpr int kHere = decltype(blocks_constant)::value;
-      __m512 acc[VECTORS][kHere][2];
+      Floats acc[VECTORS][kHere][2];
 #pragma GCC unroll 4
       for (int v = 0; v < VECTORS; ++v) {
-        const __m512 by = _mm512_set1_ps(shrink[vector + v]);
+        const Floats by = broadcast(shrink[vector + v]);
 #pragma GCC unroll 8
         for (int i = 0; i < 2 * kHere; ++i)
-          acc[v][i / 2][i % 2] = _mm512_mul_ps(by, load(&accumulated[(vector + v) * dim + d + 16 * i]));
+          acc[v][i / 2][i % 2] = multiply(by, load(&accumulated[(vector + v) * dim + d + kLanes * i]));
       }
       for (int64_t key = begin; key < end; key += kKeys) {
         const T* const first = values + key * dim + d;
@@ -195,12 +143,12 @@ struct Worker {
 #pragma GCC unroll 4
         for (int b = 0; b < kHere; ++b) {
           if constexpr (AHEAD) {
-            const T* const there = ahead + key * dim + d + 32 * b;
+            const T* const there = ahead + key * dim + d + kBlock * b;
             for (int i = 0; i < kKeys; ++i) _mm_prefetch(there + i * dim, _MM_HINT_T1);
-            if (sizeof(T) == 4) _mm_prefetch(there + 16, _MM_HINT_T1);
+            if (kBlock * sizeof(T) > 64) _mm_prefetch(there + 16, _MM_HINT_T1);
           }
-          decltype(load(values)) block[2];
-          Values<T>::load_block(first + 32 * b, second ? second + 32 * b : nullptr, block);
+          typename Values<T>::Vector block[2];
+          Values<T>::load_block(first + kBlock * b, second ? second + kBlock * b : nullptr, block);
 #pragma GCC unroll 4
           for (int v = 0; v < VECTORS; ++v) {
             const auto by = Values<T>::weight(&weights[(vector + v) * width + key - begin]);
@@ -213,11 +161,11 @@ struct Worker {
       for (int v = 0; v < VECTORS; ++v)
 #pragma GCC unroll 8
         for (int i = 0; i < 2 * kHere; ++i)
-          _mm512_storeu_ps(&accumulated[(vector + v) * dim + d + 16 * i], acc[v][i / 2][i % 2]);
+          store(&accumulated[(vector + v) * dim + d + kLanes * i], acc[v][i / 2][i % 2]);
     };
     int64_t d = 0;
-    for (; d + 32 * kBlocks <= dim; d += 32 * kBlocks) some(d, std::integral_constant<int, kBlocks>{});
-    for (; d < dim; d += 32) some(d, std::integral_constant<int, 1>{});
+    for (; d + kBlock * kBlocks <= dim; d += kBlock * kBlocks) some(d, std::integral_constant<int, kBlocks>{});
+    for (; d < dim; d += kBlock) some(d, std::integral_constant<int, 1>{});
   }
 
   // `each<VECTORS>(vector, first)` for all query vectors, in fours and what is left.
@@ -250,7 +198,8 @@ struct Worker {
     vectors = queries.count * group;
     for (int64_t v = 0; v < vectors; ++v) {
       const int64_t h = head * group + v % group;
-      q[v] = arrays.q + ((queries.start + v / group) * shape.heads + h) * shape.head_dim;
+      const T* const given = arrays.q + ((queries.start + v / group) * shape.heads + h) * shape.head_dim;
+      q[v] = Operand<T>::prepare(given, shape.head_dim, prepared.data() + v * Operand<T>::stride(shape.head_dim));
       last_visible[v] = queries.position + v / group;
       first_visible[v] = shape.window ? std::max<int64_t>(0, last_visible[v] - shape.window + 1) : 0;
       largest[v] = arrays.sinks ? arrays.sinks[h] : kMasked;
@@ -278,10 +227,10 @@ struct Worker {
     for (int64_t v = 0; v < vectors; ++v) {
       const int64_t h = head * group + v % group;
       T* const to = arrays.out + ((queries.start + v / group) * shape.heads + h) * shape.value_dim;
-      const __m512 by = _mm512_set1_ps(1 / std::max(weight[v], 1e-30f));
-      for (int64_t d = 0; d < shape.value_dim; d += 32) {
+      const Floats by = broadcast(1 / std::max(weight[v], 1e-30f));
+      for (int64_t d = 0; d < shape.value_dim; d += 2 * kLanes) {
         const float* const from = &accumulated[v * shape.value_dim + d];
-        Values<T>::store(to + d, _mm512_mul_ps(by, load(from)), _mm512_mul_ps(by, load(from + 16)));
+        Values<T>::store(to + d, multiply(by, load(from)), multiply(by, load(from + kLanes)));
       }
     }
   }

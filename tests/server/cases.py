@@ -97,3 +97,7 @@ def message_of(chunks: list[dict[str, Any]], index: int = 0) -> dict[str, Any]:
     if calls:
         message |= {"tool_calls": calls, "content": message["content"] or None}
     return message
+
+
+EMBEDDED = ["The capital of France is Paris.", "27 + 45 = 72", "A"]
+SCORED = "The capital of France", [" is Paris.", " is an old lamp."]

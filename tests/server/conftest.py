@@ -4,6 +4,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -11,8 +12,9 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from jaxserve import LLM, RequestOutput, SamplingParams
+from jaxserve.engine.scoring import Score
 from jaxserve.server.app import build_app
-from tests.server.cases import COMPLETIONS, CONVERSATION, MODEL_NAME, TOOLS, WEATHER_ASKED
+from tests.server.cases import COMPLETIONS, CONVERSATION, EMBEDDED, MODEL_NAME, SCORED, TOOLS, WEATHER_ASKED
 from tests.server.core_thread import core_thread
 
 
@@ -42,7 +44,19 @@ def offline(llm: LLM) -> dict[str, RequestOutput]:
 
 
 @pytest.fixture(scope="session")
-def server(llm: LLM, offline: dict[str, RequestOutput]) -> Iterator[str]:
+def embeddings(llm: LLM) -> dict[str, list[list[float]]]:
+    """What `LLM` makes of `EMBEDDED`, by pooling."""
+    return {pooling: llm.embed(EMBEDDED, pooling=pooling) for pooling in ("mean", "last")}
+
+
+@pytest.fixture(scope="session")
+def scores(llm: LLM) -> list[Score]:
+    """What `LLM` makes of `SCORED`."""
+    return llm.score(*SCORED)
+
+
+@pytest.fixture(scope="session")
+def server(llm: LLM, offline: dict[str, RequestOutput], embeddings: dict, scores: list[Score]) -> Iterator[str]:
     """The server's address. From here on, the engine belongs to the server's thread."""
     with core_thread(llm.engine) as core, serving(build_app(core.client, MODEL_NAME)) as address:
         yield address
@@ -55,10 +69,10 @@ def client(server: str) -> Iterator[httpx.Client]:
 
 
 @contextlib.contextmanager
-def serving(app: ASGIApp) -> Iterator[str]:
-    """`app` behind uvicorn, on a free port of the loopback interface; its address."""
+def serving(app: ASGIApp, **settings: Any) -> Iterator[str]:
+    """`app` behind uvicorn with these settings, on a free port of the loopback interface; its address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", **settings))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

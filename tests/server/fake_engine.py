@@ -1,5 +1,6 @@
 """An engine without a model, whose steps a test controls."""
 
+import dataclasses
 import itertools
 import threading
 import time
@@ -13,6 +14,7 @@ from jaxserve.engine.input_processor import CheckedInput, Limits, Prompt
 from jaxserve.errors import InputError
 from jaxserve.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from jaxserve.sampling_params import SamplingParams
+from jaxserve.stats import EngineStats
 
 
 class PlainText:
@@ -33,11 +35,17 @@ class FakeEngine:
         self.sampling_defaults, self.attention, self.startup_seconds = sampling_defaults, "none", {}
         limits = Limits(vocab_size=1000, max_model_len=100, max_logprobs=20, eos_token_ids=frozenset())
         self.inputs = types.SimpleNamespace(
-            check=self._check, render_chat=lambda messages, **_: [1], chat=PlainText(), tokenizer=None, limits=limits
+            check=self._check,
+            render_chat=lambda messages, **_: [1],
+            tokenize=lambda text, **_: [666 if text == "bad" else 1],
+            chat=PlainText(),
+            tokenizer=None,
+            limits=limits,
         )
         self.on_begin: Callable[[str], None] = lambda request_id: None
         self.running: dict[str, tuple[SamplingParams, itertools.count]] = {}
         self.added: list[tuple[str, SamplingParams, int]] = []  # id, settings, priority
+        self.salts: list[str] = []
         self.aborted: list[str] = []
         self.may_step = threading.Event()
         self.may_step.set()
@@ -48,15 +56,25 @@ class FakeEngine:
         self.steps_before_error = 0
 
     def _check(self, prompt: Prompt, params: SamplingParams) -> CheckedInput:
-        return CheckedInput(None, [666 if prompt == "bad" else 1], params.max_tokens or 16, frozenset())
+        text = prompt if isinstance(prompt, str) else None
+        token_ids = prompt["prompt_token_ids"] if isinstance(prompt, dict) else self.inputs.tokenize(prompt)
+        return CheckedInput(text, token_ids, params.max_tokens or 16, frozenset())
 
     def add(
-        self, checked: CheckedInput, params: SamplingParams, *, request_id: str, priority: int, stream: bool
+        self,
+        checked: CheckedInput,
+        params: SamplingParams,
+        *,
+        request_id: str,
+        priority: int,
+        cache_salt: str,
+        stream: bool,
     ) -> None:
         if checked.prompt_token_ids == [666]:
             raise InputError("the prompt is bad; give a good one")
         self.running[request_id] = params, itertools.count()
         self.added.append((request_id, params, priority))
+        self.salts.append(cache_salt)
 
     def abort(self, request_id: str) -> None:
         self.aborted.append(request_id)
@@ -69,6 +87,11 @@ class FakeEngine:
     @property
     def has_unfinished(self) -> bool:
         return bool(self.running)
+
+    def stats(self) -> EngineStats:
+        numbers = dict.fromkeys((field.name for field in dataclasses.fields(EngineStats)), 0)
+        now = {"seconds": time.monotonic(), "running": len(self.running), "total_generated_tokens": self.steps}
+        return EngineStats(**numbers | now)
 
     def step(self) -> list[RequestOutput]:
         assert self.may_step.wait(timeout=30)

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from jaxserve import RequestOutput
+from jaxserve import LLM, RequestOutput
 from tests.server.cases import COMPLETIONS, MODEL_NAME, PROMPT, events
 
 GREEDY = {"temperature": 0, "max_tokens": 24, "ignore_eos": True}
@@ -197,3 +197,102 @@ def test_prompt_logprobs_are_by_token_id(client: httpx.Client) -> None:
 def test_logit_bias_pushes_a_token(client: httpx.Client) -> None:
     (choice,) = complete(client, logit_bias={"70": 100}, return_token_ids=True, **GREEDY)["choices"]
     assert choice["token_ids"] == [70] * 24
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_an_echo_of_0_tokens_is_the_prompt_alone(client: httpx.Client, streams: bool) -> None:
+    fields = {"echo": True, "max_tokens": 0, "logprobs": 1, "temperature": 0}
+    both = complete(client, PROMPT, **fields | {"max_tokens": 1})["choices"][0]["logprobs"]
+    if streams:
+        (choice,) = [chunk["choices"][0] for chunk in stream(client, PROMPT, **fields)]
+    else:
+        (choice,) = complete(client, PROMPT, **fields)["choices"]
+    assert (choice["text"], choice["finish_reason"]) == (PROMPT, "length")
+    assert choice["logprobs"] == {name: entries[:-1] for name, entries in both.items()}
+
+
+def test_a_token_is_named_by_its_id_if_asked(client: httpx.Client) -> None:
+    fields = GREEDY | {"logprobs": 2, "echo": True, "return_token_ids": True}
+    (by_text,) = complete(client, **fields)["choices"]
+    (by_id,) = complete(client, return_tokens_as_token_ids=True, **fields)["choices"]
+    ids = by_id["prompt_token_ids"] + by_id["token_ids"]
+    assert by_id["logprobs"]["tokens"] == [f"token_id:{token}" for token in ids]
+    assert by_id["logprobs"]["top_logprobs"][-1].keys() >= {f"token_id:{ids[-1]}"}
+    assert by_id["text"] == by_text["text"]
+    for field in ("token_logprobs", "text_offset"):
+        assert by_id["logprobs"][field] == by_text["logprobs"][field]
+
+
+def test_only_allowed_tokens_come(client: httpx.Client) -> None:
+    allowed = [70, 71, 300]
+    for fields in (GREEDY, {"temperature": 5, "seed": 1, "max_tokens": 24}, GREEDY | {"frequency_penalty": 2}):
+        (choice,) = complete(client, allowed_token_ids=allowed, return_token_ids=True, **fields)["choices"]
+        assert set(choice["token_ids"]) <= set(allowed)
+    (choice,) = complete(client, allowed_token_ids=allowed, logit_bias={"300": 100, "5": 100}, **GREEDY)["choices"]
+    assert set(choice["text"]) == set(complete(client, logit_bias={"300": 100}, **GREEDY)["choices"][0]["text"])
+
+
+@pytest.mark.parametrize("as_ids", [False, True])
+def test_a_truncated_prompt_is_its_end(client: httpx.Client, as_ids: bool) -> None:
+    (whole,) = complete(client, return_token_ids=True, **GREEDY)["choices"]
+    token_ids = whole["prompt_token_ids"]
+    prompt = token_ids if as_ids else PROMPT
+    (cut,) = complete(client, prompt, truncate_prompt_tokens=5, echo=True, return_token_ids=True, **GREEDY)["choices"]
+    assert cut["prompt_token_ids"] == token_ids[-5:]
+    (same,) = complete(client, token_ids[-5:], echo=True, **GREEDY)["choices"]
+    assert cut["text"] == same["text"]
+    (untouched,) = complete(client, prompt, truncate_prompt_tokens=len(token_ids), **GREEDY)["choices"]
+    assert untouched["text"] == whole["text"]
+
+
+def test_a_prompt_can_be_truncated_to_what_leaves_room(client: httpx.Client) -> None:
+    prompt = [*range(5, 605)]  # max_model_len is 512
+    fields = {"truncate_prompt_tokens": -1, "max_tokens": 12, "ignore_eos": True, "return_token_ids": True}
+    answer = complete(client, prompt, **fields)
+    assert answer["choices"][0]["prompt_token_ids"] == prompt[-500:]
+    assert answer["usage"]["completion_tokens"] == 12
+
+
+def test_special_tokens_go_before_a_prompt_unless_told(
+    client: httpx.Client, llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenize = llm.engine.inputs.tokenize
+    given: list[bool] = []
+
+    def note(text: str, *, add_special_tokens: bool = True) -> list[int]:
+        given.append(add_special_tokens)
+        return tokenize(text, add_special_tokens=add_special_tokens)
+
+    monkeypatch.setattr(llm.engine.inputs, "tokenize", note)
+    for fields in ({}, {"add_special_tokens": True}, {"add_special_tokens": False}):
+        complete(client, max_tokens=1, **fields)
+    assert given == [True, True, False]
+
+
+def test_the_id_is_the_clients_if_it_brings_one(client: httpx.Client) -> None:
+    assert complete(client, max_tokens=1, request_id="mine-7")["id"] == "cmpl-mine-7"
+    assert {chunk["id"] for chunk in stream(client, max_tokens=3, request_id="mine-7")} == {"cmpl-mine-7"}
+
+
+def test_usage_goes_with_every_chunk_if_asked(client: httpx.Client) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    *chunks, last = stream(client, max_tokens=9, ignore_eos=True, return_token_ids=True, stream_options=options)
+    so_far = 0
+    for chunk in chunks:
+        so_far += len(chunk["choices"][0]["token_ids"])
+        assert chunk["usage"]["completion_tokens"] == so_far
+        assert chunk["usage"]["total_tokens"] == last["usage"]["prompt_tokens"] + so_far
+    assert chunks[-1]["usage"] == last["usage"]
+    assert last["choices"] == []
+
+
+def test_prefixes_are_shared_within_a_salt_only(client: httpx.Client) -> None:
+    prompt = [*range(100, 164)]  # four full pages
+
+    def hits(**fields: Any) -> int:
+        before = client.get("/stats").json()["total_prefix_cache_hits"]
+        complete(client, prompt, max_tokens=1, **fields)
+        return client.get("/stats").json()["total_prefix_cache_hits"] - before
+
+    assert [hits(cache_salt="a"), hits(cache_salt="b"), hits()] == [0, 0, 0]
+    assert [hits(cache_salt="a"), hits(cache_salt="b"), hits()] == [48, 48, 48]

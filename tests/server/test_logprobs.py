@@ -30,12 +30,12 @@ def test_chat_lists_the_token_among_the_likeliest_in_its_place() -> None:
 
 
 def test_completions_list_the_token_and_the_likeliest_by_text() -> None:
-    logprobs = completion_logprobs([1, 5], [None, POSITION], 3, 10, lambda token_ids: f"<{token_ids[0]}>")
-    assert logprobs.tokens == ["<1>", "é"]
+    logprobs, end = completion_logprobs([1, 5], [None, POSITION], 3, 10, lambda token_ids: f"<{token_ids[0]}>")
+    assert (logprobs.tokens, end) == (["<1>", "é"], 14)
     assert logprobs.text_offset == [10, 13]
     assert logprobs.token_logprobs == [None, -4.0]
     assert logprobs.top_logprobs == [None, {"é": -4.0, "a": -0.5, BROKEN: -1.5}]  # the likelier of two that look alike
-    assert completion_logprobs([5], [POSITION], 1, 0, str).top_logprobs == [{"é": -4.0, "a": -0.5}]
+    assert completion_logprobs([5], [POSITION], 1, 0, str)[0].top_logprobs == [{"é": -4.0, "a": -0.5}]
 
 
 def test_prompts_list_the_token_and_the_likeliest_by_id() -> None:
@@ -52,5 +52,5 @@ def test_what_cannot_be_is_a_number_that_json_has(decoded: str | None) -> None:
     impossible = {5: Logprob(-math.inf, 100, decoded)}
     (entry,) = chat_logprobs([5], [impossible], 0).content
     assert (entry.token, entry.logprob) == (decoded or "", -9999.0)
-    assert completion_logprobs([5], [impossible], 0, 0, str).token_logprobs == [-9999.0]
+    assert completion_logprobs([5], [impossible], 0, 0, str)[0].token_logprobs == [-9999.0]
     assert prompt_logprobs([5], [impossible], 0)[0][5].logprob == -9999.0

@@ -21,6 +21,7 @@ FIELDS: dict[str, tuple[Any, Any]] = {
     "presence_penalty": (1, 1.0),
     "frequency_penalty": (-1.5, -1.5),
     "logit_bias": ({"17": -3, "18": 2.5}, {17: -3.0, 18: 2.5}),
+    "allowed_token_ids": ([3, 4], (3, 4)),
     "seed": (11, 11),
     "max_tokens": (9, 9),
     "min_tokens": (4, 4),
@@ -58,7 +59,7 @@ def test_null_is_as_good_as_leaving_out(parse: Any) -> None:
 
 def test_no_sampling_field_is_forgotten() -> None:
     # The one of another meaning in each endpoint, and those that are Python's alone.
-    own = {"logprobs", "detokenize", "structured_outputs", "thinking"}
+    own = {"logprobs", "detokenize", "structured_outputs", "thinking", "pooling"}
     assert {field.name for field in dataclasses.fields(SamplingParams)} == FIELDS.keys() | own
 
 

@@ -2,14 +2,19 @@
 
 import json
 import os
+import select
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -17,7 +22,7 @@ import pytest
 from jaxserve import EngineConfig, InputError
 from jaxserve.server.config import ServerConfig
 from jaxserve.server.serve import run
-from tests.server.processes import ROOT, has_ended, served, wait_until
+from tests.server.processes import ROOT, Served, has_ended, served, wait_until
 
 LONG = {"prompt": "Hello", "ignore_eos": True, "stream": True, "max_tokens": 1900, "n": 4}
 
@@ -63,12 +68,40 @@ def test_a_second_signal_ends_what_runs_at_once() -> None:
     assert '"error":{"message":"the server is shutting down"' in events[-1]
 
 
-def test_the_servers_process_has_no_jax_and_the_engine_is_its_child() -> None:
+@pytest.fixture(scope="module")
+def server() -> Iterator[Served]:
+    """For tests that leave it as it is."""
     with served() as server:
-        assert httpx.get(f"{server.address}/health").status_code == 200
-        libraries = {pid: Path(f"/proc/{pid}/maps").read_text() for pid in (server.process.pid, server.core)}
-        assert "jaxlib" in libraries[server.core]
-        assert "jaxlib" not in libraries[server.process.pid]
+        yield server
+
+
+def test_the_servers_process_has_no_jax_and_the_engine_is_its_child(server: Served) -> None:
+    assert httpx.get(f"{server.address}/health").status_code == 200
+    libraries = {pid: Path(f"/proc/{pid}/maps").read_text() for pid in (server.process.pid, server.core)}
+    assert "jaxlib" in libraries[server.core]
+    assert "jaxlib" not in libraries[server.process.pid]
+
+
+def test_clients_that_come_and_vanish_leave_nothing_open(server: Served) -> None:
+    def open_files() -> list[int]:
+        return [len(os.listdir(f"/proc/{pid}/fd")) for pid in (server.process.pid, server.core)]
+
+    body = json.dumps(LONG).encode()
+    request = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    address = urlsplit(server.address)
+    before = open_files()
+    for _ in range(3):
+        connections = [socket.create_connection((address.hostname, address.port)) for _ in range(100)]
+        for connection in connections:
+            connection.sendall(request)
+        assert select.select(connections, [], [], 20)[0]  # one of them streams
+        wait_until(lambda: open_files()[0] > before[0] + 90)
+        for connection in connections:
+            connection.close()
+        wait_until(lambda: open_files() <= before)
+    asked = {"prompt": "Hello", "max_tokens": 3, "ignore_eos": True}
+    answer = httpx.post(f"{server.address}/v1/completions", json=asked, timeout=10)
+    assert answer.json()["usage"]["completion_tokens"] == 3
 
 
 def test_a_killed_engine_fails_every_request_and_ends_the_server_with_a_line_and_a_status() -> None:
@@ -148,3 +181,55 @@ def test_an_address_in_use_is_said_before_the_model_loads() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match=f"cannot listen on 127.0.0.1:{port}"):
             run(EngineConfig(model="/no/such/model"), ServerConfig(port=port))
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Of 127.0.0.1, signed by itself; and its key."""
+    if not shutil.which("openssl"):
+        pytest.skip("openssl, which makes the certificate, is not installed")
+    folder = tmp_path_factory.mktemp("tls")
+    certificate, key = str(folder / "certificate.pem"), str(folder / "key.pem")
+    made = f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout {key} -out {certificate}"
+    subject = ["-subj", "/CN=server", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*made.split(), *subject], check=True, capture_output=True)
+    return certificate, key
+
+
+def test_https_keys_and_a_json_log_over_the_command_line(certificate: tuple[str, str], tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("ann secret-of-ann\n")
+    flags = ["--ssl-certfile", certificate[0], "--ssl-keyfile", certificate[1], "--api-key-file", str(keys)]
+    with served(*flags, "--log-format", "json") as server:
+        assert server.address.startswith("https://")
+        trust = ssl.create_default_context(cafile=certificate[0])
+        with httpx.Client(base_url=server.address, verify=trust) as client:
+            assert client.get("/health").status_code == 200
+            asked = {"prompt": "a secret prompt", "max_tokens": 2}
+            assert client.post("/v1/completions", json=asked).status_code == 401
+            headers = {"Authorization": "Bearer secret-of-ann", "X-Request-Id": "mine"}
+            assert client.post("/v1/completions", json=asked, headers=headers).status_code == 200
+        lines = [json.loads(line) for line in server.stderr.splitlines()]
+        assert "secret" not in server.stderr
+    assert any(line["message"].startswith("attention runs in ") for line in lines)
+    refused, answered = [line for line in lines if line["logger"] == "jaxserve.server.request_log"]
+    assert (refused["status"], "key" in refused) == (401, False)
+    assert (answered["status"], answered["key"], answered["request_id"]) == (200, "ann", "mine")
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"ssl_certfile": "/no/such/file"}, "cannot use the certificate of /no/such/file"),
+        ({"ssl_keyfile": "/no/such/file"}, "ssl_certfile is not"),
+        ({"api_key_file": "/no/such/file"}, "cannot read the API keys of /no/such/file"),
+        ({"max_requests_per_key": 3}, "api_key_file is not"),
+        ({"port": 70_000}, "port is 70000"),
+        ({"max_queued_requests": 0}, "max_queued_requests is 0; give an integer from 1 on"),
+        ({"drain_timeout": float("nan")}, "drain_timeout is nan; give a number from 0 on"),
+        ({"allowed_origins": "x"}, "allowed_origins is 'x'; give a list"),
+    ],
+)
+def test_settings_that_cannot_be_are_said_before_the_model_loads(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        run(EngineConfig(model="/no/such/model"), ServerConfig(**settings))

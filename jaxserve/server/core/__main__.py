@@ -11,12 +11,15 @@ import time
 from typing import TYPE_CHECKING
 
 from jaxserve.errors import InputError
+from jaxserve.server import logs
 from jaxserve.server.core.channel import Channel, Closed
 from jaxserve.server.core.loop import CoreLoop, describe
 from jaxserve.server.core.messages import CannotLoad, Progress, Start, ToCore
 
 if TYPE_CHECKING:
     from jaxserve.engine.engine import Engine
+
+logger = logging.getLogger("jaxserve.core")
 
 _SECONDS_TO_END = 5  # for the loop, once the server has gone
 
@@ -40,7 +43,11 @@ def main(fd: int) -> int:
     except Closed:
         return 1
     serving.set()
-    CoreLoop(engine, channel).run()
+    try:
+        CoreLoop(engine, channel).run()
+    except Exception:
+        logger.exception("the engine has failed")
+        return 1
     engine.close()
     return 0
 
@@ -48,6 +55,7 @@ def main(fd: int) -> int:
 def _load(start: ToCore, channel: Channel[ToCore]) -> "Engine":
     if not isinstance(start, Start):
         raise TypeError(f"the server began with {type(start).__name__}")
+    logs.configure(start.log_level, start.log_format)
     from jaxserve.engine.engine import Engine  # here, since they bring JAX with them
     from jaxserve.engine.startup import load
 
@@ -71,5 +79,4 @@ def _end_with_server(connection: socket.socket, serving: threading.Event) -> Non
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING)
     sys.exit(main(int(sys.argv[1])))

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
@@ -18,6 +19,9 @@ from jaxserve.server.core.channel import Channel, Closed
 from jaxserve.server.core.messages import Abort, Add, Delta, FromCore, Ping, Pong, Ready, Refused, Stepped
 from jaxserve.server.core.queue import Place, Queue
 from jaxserve.server.failures import EngineDead, NoPlaceInTime, ShuttingDown, TookTooLong, Unserved
+from jaxserve.stats import EngineStats
+
+logger = logging.getLogger(__name__)
 
 _FRESH_SECONDS = 1.0  # that a sign of life counts for
 
@@ -61,6 +65,7 @@ class _Mailbox:
             delta.metrics or RequestMetrics(self._arrival_time),
             delta.finished,
             delta.prompt_logprobs,
+            delta.embedding,
         )
         add_delta(self._deltas, output)
         self._filled.set()
@@ -104,6 +109,7 @@ class EngineClient:
         self._is_closing = False
         self._heard_at = float("-inf")  # on the event loop's clock
         self._listeners: list[asyncio.Future[None]] = []  # for the next sign of life
+        self._askers: list[asyncio.Future[EngineStats]] = []  # for where it stands
         self.has_failed = False  # by itself: it was not closed
 
     # What the engine knows about its model
@@ -129,6 +135,12 @@ class EngineClient:
         """The tokens of a conversation in the model's chat template."""
         return await asyncio.to_thread(self.inputs.render_chat, messages, **template_arguments)
 
+    async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return await asyncio.to_thread(self.inputs.tokenize, text, add_special_tokens=add_special_tokens)
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        return await asyncio.to_thread(self.inputs.detokenize, token_ids)
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """The tokens' text, special tokens included; empty if the engine makes no text."""
         return self.inputs.tokenizer.decode(token_ids) if self.inputs.tokenizer else ""
@@ -136,13 +148,19 @@ class EngineClient:
     # Requests
 
     async def generate(
-        self, prompts: Mapping[str, Prompt], params: SamplingParams, *, priority: int = 0, stream: bool = True
+        self,
+        prompts: Mapping[str, Prompt],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
+        stream: bool = True,
     ) -> AsyncGenerator[RequestOutput]:
         """Run the prompts, each under its request id; yields what was added to them, as it comes.
 
-        Without `stream`, that is each completion at its end. `InputError` if a prompt cannot be served, and then none
-        runs. `Unserved` of one kind or another at any point. Closing the iterator early, or cancelling the task that
-        waits in it, aborts what has not ended.
+        `priority` and `cache_salt` are those of `Engine.add`. Without `stream`, what was added is each completion at
+        its end. `InputError` if a prompt cannot be served, and then none runs. `Unserved` of one kind or another at
+        any point. Closing the iterator early, or cancelling the task that waits in it, aborts what has not ended.
         """
         self._check_alive()
         if self._is_closing:
@@ -154,12 +172,13 @@ class EngineClient:
             if not self._mailboxes.keys().isdisjoint(prompts):
                 raise InputError(f"one of the request ids {', '.join(prompts)} is of a running request; give another")
             place.take_tokens(sum(len(given.prompt_token_ids) for given in checked.values()))
+            self._log_prompts(checked)
             mailbox = self._mailbox(checked, arrival_time, place)
             self._mailboxes |= dict.fromkeys(prompts, mailbox)
             unfinished = set(prompts)
             try:
                 tokens = {request_id: given._replace(prompt=None) for request_id, given in checked.items()}
-                self._send(Add(tokens, params, priority, stream))
+                self._send(Add(tokens, params, priority, cache_salt, stream))
                 while unfinished:
                     for delta in await mailbox.take():
                         if delta.finished:
@@ -172,6 +191,12 @@ class EngineClient:
                     del self._mailboxes[request_id]
                 if unfinished:
                     self._send(Abort([*unfinished]))
+
+    def _log_prompts(self, checked: Mapping[str, CheckedInput]) -> None:
+        if self._config.log_prompts:
+            for request_id, given in checked.items():
+                text = self.decode(given.prompt_token_ids) if given.prompt is None else given.prompt
+                logger.info("prompt", extra={"facts": {"id": request_id, "prompt": text}})
 
     def _mailbox(self, checked: Mapping[str, CheckedInput], arrival_time: float, place: Place) -> _Mailbox:
         mailbox, config = _Mailbox(checked, arrival_time, place), self._config
@@ -199,15 +224,23 @@ class EngineClient:
         What it sent within the last second is one. If that is nothing, it is asked, and has `health_timeout` to answer.
         """
         self._check_alive()
+        if self._loop.time() - self._heard_at >= _FRESH_SECONDS:
+            await self._ask(self._listeners)
+
+    async def stats(self) -> EngineStats:
+        """Where the engine stands, between two of its steps; `EngineDead` if it does not say so in `health_timeout`."""
+        self._check_alive()
+        return await self._ask(self._askers)
+
+    async def _ask[T](self, waiting: "list[asyncio.Future[T]]") -> T:
+        """Ask the core for a sign of life; what comes of it is given to those in `waiting`."""
         seconds = self._config.health_timeout
-        if self._loop.time() - self._heard_at < _FRESH_SECONDS:
-            return
-        sign = self._loop.create_future()
-        self._listeners.append(sign)
+        answer: asyncio.Future[T] = self._loop.create_future()
+        waiting.append(answer)
         self._send(Ping())
         try:
             async with asyncio.timeout(seconds):
-                await sign
+                return await answer
         except TimeoutError:
             raise EngineDead(f"the engine has given no sign of life for {seconds:g} seconds") from None
 
@@ -249,10 +282,12 @@ class EngineClient:
             self._channel.close()
             for mailbox in self._mailboxes.values():
                 mailbox.fail(EngineDead(cause))
-            for sign in self._listeners:
-                if not sign.done():
-                    sign.set_exception(EngineDead(cause))
+            waiting: list[asyncio.Future[Any]] = [*self._listeners, *self._askers]
+            for future in waiting:
+                if not future.done():
+                    future.set_exception(EngineDead(cause))
             self._listeners.clear()
+            self._askers.clear()
 
     # The channel
 
@@ -281,10 +316,7 @@ class EngineClient:
         self._heard_at = self._loop.time()
         for message in messages:
             self._take(message)
-        for sign in self._listeners:
-            if not sign.done():
-                sign.set_result(None)
-        self._listeners.clear()
+        _settle(self._listeners, None)
 
     def _take(self, message: FromCore) -> None:
         match message:
@@ -301,6 +333,14 @@ class EngineClient:
                     if request_id in self._mailboxes:
                         self._mailboxes[request_id].fail(InputError(message.sentence))
             case Pong():
-                pass  # that it came is all that it says
+                _settle(self._askers, message.stats)
             case _:
                 raise TypeError(f"the engine sent {type(message).__name__} after its start")
+
+
+def _settle[T](waiting: list[asyncio.Future[T]], result: T) -> None:
+    """Give `result` to those in `waiting` who have not left, and empty it."""
+    for future in waiting:
+        if not future.done():
+            future.set_result(result)
+    waiting.clear()

@@ -57,7 +57,7 @@ class CoreLoop:
             case Abort():
                 self._abort(message.request_ids)
             case Ping():
-                self._channel.send(Pong())
+                self._channel.send(Pong(self._engine.stats()))
             case _:
                 raise TypeError(f"the server sent {type(message).__name__} to an engine that runs")
 
@@ -66,7 +66,12 @@ class CoreLoop:
         try:
             for request_id, checked in message.requests.items():
                 self._engine.add(
-                    checked, message.params, request_id=request_id, priority=message.priority, stream=message.stream
+                    checked,
+                    message.params,
+                    request_id=request_id,
+                    priority=message.priority,
+                    cache_salt=message.cache_salt,
+                    stream=message.stream,
                 )
                 added.append(request_id)
         except InputError as error:
@@ -87,6 +92,7 @@ class CoreLoop:
                     output.finished,
                     output.metrics if output.finished else None,
                     output.prompt_logprobs,
+                    output.embedding,
                 )
                 for output in outputs
             ]

@@ -8,6 +8,7 @@ from jaxserve.config import EngineConfig, ResolvedConfig
 from jaxserve.engine.input_processor import CheckedInput, Limits
 from jaxserve.outputs import CompletionOutput, Logprobs, RequestMetrics
 from jaxserve.sampling_params import SamplingParams
+from jaxserve.stats import EngineStats
 
 
 class Message(msgspec.Struct, tag=True, array_like=True):
@@ -21,6 +22,8 @@ class Start(Message):
     """The first message: load this."""
 
     config: EngineConfig
+    log_level: str
+    log_format: str
 
 
 class Add(Message):
@@ -29,6 +32,7 @@ class Add(Message):
     requests: dict[str, CheckedInput]
     params: SamplingParams
     priority: int
+    cache_salt: str
     stream: bool  # whether every step's tokens are wanted, or each completion's at its end
 
 
@@ -77,6 +81,7 @@ class Delta(msgspec.Struct, array_like=True):
     finished: bool
     metrics: RequestMetrics | None  # of a request that has ended
     prompt_logprobs: list[Logprobs | None] | None
+    embedding: list[float] | None
 
 
 class Stepped(Message):
@@ -94,7 +99,9 @@ class Refused(Message):
 
 
 class Pong(Message):
-    """The core is between two steps, or has none to run."""
+    """The core is between two steps, or has none to run: this is where it stands."""
+
+    stats: EngineStats
 
 
 ToCore = Start | Add | Abort | Ping

@@ -10,6 +10,7 @@ from types import TracebackType
 
 from jaxserve.config import EngineConfig
 from jaxserve.errors import InputError
+from jaxserve.server.config import ServerConfig
 from jaxserve.server.core.channel import Channel, Closed
 from jaxserve.server.core.messages import CannotLoad, FromCore, Progress, Ready, Start
 
@@ -26,7 +27,7 @@ class CoreProcess:
     The process is at the other end of `channel`, and ends when that is closed.
     """
 
-    def __init__(self, config: EngineConfig):
+    def __init__(self) -> None:
         ours, theirs = socket.socketpair()
         self.channel = Channel[FromCore](ours, FromCore)
         with theirs:
@@ -38,23 +39,22 @@ class CoreProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # as its log: standard output is the server's
             )
-        self.channel.send(Start(config))
 
-    def wait_until_ready(self, on_progress: Callable[[str, int, int], None]) -> Ready:
-        """What the engine is, once it is loaded; `InputError` if it cannot be, and `CoreFailed` if it fails at it."""
-        while True:
-            try:
-                messages = self.channel.receive(wait=True)
-            except Closed:
-                raise CoreFailed(f"the engine process {self.end()} while it was loading") from None
-            for message in messages:
-                match message:
-                    case Progress():
-                        on_progress(message.stage, message.done, message.total)
-                    case CannotLoad():
-                        raise InputError(message.sentence)
-                    case Ready():
-                        return message
+    def load(self, config: EngineConfig, server: ServerConfig, on_progress: Callable[[str, int, int], None]) -> Ready:
+        """Let it load; what the engine is. `InputError` if it cannot be, `CoreFailed` if the process fails at it."""
+        try:
+            self.channel.send(Start(config, server.log_level, server.log_format))
+            while True:
+                for message in self.channel.receive(wait=True):
+                    match message:
+                        case Progress():
+                            on_progress(message.stage, message.done, message.total)
+                        case CannotLoad():
+                            raise InputError(message.sentence)
+                        case Ready():
+                            return message
+        except Closed:
+            raise CoreFailed(f"the engine process {self.end()} while it was loading") from None
 
     def end(self) -> str:
         """Close the channel and wait for the process; how it ended, as in "was killed by SIGKILL"."""

@@ -1,9 +1,10 @@
 """What the types of all endpoints share."""
 
 import dataclasses
+import enum
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from jaxserve.sampling_params import SamplingParams
@@ -47,10 +48,27 @@ def _listed(stop: Any) -> Any:
     return [stop] if isinstance(stop, str) else stop
 
 
+class UsageWanted(enum.IntEnum):
+    """Where a stream tells its usage."""
+
+    NOWHERE = 0
+    LAST = 1  # in a last chunk of its own
+    EVERYWHERE = 2  # there, and in each chunk how much it is so far
+
+
 class StreamOptions(RequestType):
     unsupported = {"include_obfuscation": (False,)}
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+    @model_validator(mode="after")
+    def _check_usage(self) -> "StreamOptions":
+        if self.continuous_usage_stats and not self.include_usage:
+            raise refusal(
+                "continuous_usage_stats", "continuous_usage_stats needs include_usage=true; set it or leave it out"
+            )
+        return self
 
 
 class SamplingFields(RequestType):
@@ -58,7 +76,7 @@ class SamplingFields(RequestType):
 
     model: str | None = None
     user: str | None = None  # goes to the debug log
-    priority: int = 0
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
     stream: bool | None = None
 
     # Named as in SamplingParams, which checks their values.
@@ -72,8 +90,9 @@ class SamplingFields(RequestType):
     logit_bias: Annotated[dict[str, float] | None, AfterValidator(_token_ids_as_keys)] = None
     seed: int | None = None
     min_tokens: int | None = None
-    stop: Annotated[list[str] | None, BeforeValidator(_listed)] = None
+    stop: Annotated[list[str] | None, BeforeValidator(_listed, json_schema_input_type=str | list[str] | None)] = None
     stop_token_ids: list[int] | None = None
+    allowed_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
@@ -89,6 +108,8 @@ class GenerationRequest(SamplingFields):
 
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
+    request_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None  # the response's id ends with it
+    cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     n: int | None = None
     max_tokens: int | None = None
     prompt_logprobs: int | None = None
@@ -102,8 +123,11 @@ class GenerationRequest(SamplingFields):
         return self
 
     @property
-    def include_usage(self) -> bool:
-        return bool(self.stream_options and self.stream_options.include_usage)
+    def include_usage(self) -> UsageWanted:
+        options = self.stream_options
+        if not options or not options.include_usage:
+            return UsageWanted.NOWHERE
+        return UsageWanted.EVERYWHERE if options.continuous_usage_stats else UsageWanted.LAST
 
 
 class ResponseType(BaseModel):

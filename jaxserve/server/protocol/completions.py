@@ -1,32 +1,40 @@
 """`/v1/completions`: request and response."""
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import model_validator
 
 from jaxserve.server.protocol.base import GenerationRequest, PromptLogprobs, ResponseType, Usage, refusal
-
-
-def _is_token_ids(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
-
-
-def _listed(prompt: Any) -> list[str | list[int]]:
-    """Any of the four forms of a prompt as a list of prompts."""
-    if isinstance(prompt, str) or _is_token_ids(prompt):
-        return [prompt]
-    if isinstance(prompt, list) and prompt and all(isinstance(one, str) or _is_token_ids(one) for one in prompt):
-        return prompt
-    raise ValueError("prompt is none of a string, a list of token ids, or a list of such prompts; give one of these")
+from jaxserve.server.protocol.prompts import Prompts
 
 
 class CompletionRequest(GenerationRequest):
-    unsupported = {"suffix": ("",)}
+    unsupported = {
+        "suffix": ("",),
+        # vLLM's
+        "bad_words": ([],),
+        "length_penalty": (1.0,),
+        "response_format": ({"type": "text"},),
+        "spaces_between_special_tokens": (True,),
+        "use_beam_search": (False,),
+    }
 
-    prompt: Annotated[list[str | list[int]], BeforeValidator(_listed)]
+    prompt: Prompts
     best_of: int | None = None
     echo: bool | None = None
     logprobs: int | None = None
+    add_special_tokens: bool | None = None  # to prompts of text, such as a beginning of sequence; true unless told
+    truncate_prompt_tokens: int | None = None  # keeps that many from the end; -1: what leaves room for max_tokens
+    return_tokens_as_token_ids: bool | None = None
+
+    @model_validator(mode="after")
+    def _check_truncation(self) -> "CompletionRequest":
+        tokens = self.truncate_prompt_tokens
+        if tokens is not None and tokens != -1 and tokens < 1:
+            raise refusal(
+                "truncate_prompt_tokens", f"truncate_prompt_tokens is {tokens}; give -1 or an integer from 1 on"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_best_of(self) -> "CompletionRequest":
@@ -40,7 +48,14 @@ class CompletionRequest(GenerationRequest):
         settings = super().sampling_settings()
         if self.echo and self.logprobs is not None:
             settings["prompt_logprobs"] = max(self.logprobs, self.prompt_logprobs or 0)
+        if self.only_echoes:
+            settings["max_tokens"] = 1  # which is left out of the answer
         return settings
+
+    @property
+    def only_echoes(self) -> bool:
+        """Whether the answer is the prompt alone, as whoever wants its log-probabilities asks."""
+        return bool(self.echo) and self.max_tokens == 0
 
 
 class CompletionLogprobs(ResponseType):

@@ -60,7 +60,8 @@ class InputMessage(RequestType):
             return given
         if isinstance(given.get("content"), str):
             given = given | {"content": [{"type": "text", "text": given["content"]}]}
-        known = _BLOCKS.get(given.get("role", ""), ())
+        role = given.get("role")
+        known = _BLOCKS.get(role, ()) if isinstance(role, str) else ()
         for block in given["content"] if known and isinstance(given.get("content"), list) else []:
             if isinstance(block, dict) and block.get("type") not in known:
                 raise refusal(

@@ -11,6 +11,8 @@ from jaxserve.errors import InputError
 from jaxserve.outputs import CompletionOutput, RequestOutput
 from jaxserve.server.incoming import read_body
 from jaxserve.server.logprobs import chat_logprobs, prompt_logprobs
+from jaxserve.server.openapi import GENERATES, Operation, describes
+from jaxserve.server.protocol.base import UsageWanted
 from jaxserve.server.protocol.chat import (
     AnswerMessage,
     ChatChoice,
@@ -32,6 +34,15 @@ class Chat:
     def __init__(self, served: Served):
         self._served = served
 
+    @describes(
+        Operation(
+            summary="The answer to a conversation",
+            takes=ChatCompletionRequest,
+            answers=ChatCompletion,
+            streams=ChatChunk,
+            errors=GENERATES,
+        )
+    )
     async def create(self, request: Request) -> Response:
         body = await read_body(request, ChatCompletionRequest)
         self._served.check_name(body.model)
@@ -51,9 +62,10 @@ class Chat:
             echoed=body.echoed,
             include_reasoning=body.include_reasoning is not False,
             priority=body.priority,
+            cache_salt=body.cache_salt or "",
             stream=bool(body.stream),
         )
-        id = new_id("chatcmpl-")
+        id = new_id("chatcmpl-", body.request_id)
         logger.debug("%s: user %r, %s", id, body.user, turn.sampling)
         deltas, answers = await turn.begin(engine, id)
         return await answer(request, _ChatReply(id, self._served.name, body, answers), deltas, stream=body.stream)
@@ -64,6 +76,7 @@ class _ChatReply(Reply):
 
     def __init__(self, id: str, model: str, body: ChatCompletionRequest, answers: Answers):
         super().__init__(id, model)
+        self.usage_in_chunks = body.include_usage is UsageWanted.EVERYWHERE
         self._body, self._answers = body, answers
         self._begun: set[int] = set()  # choices whose role has been told
         self._calls: set[int] = set()  # choices that call tools

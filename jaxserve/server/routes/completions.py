@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -12,6 +13,8 @@ from jaxserve.sampling_params import SamplingParams
 from jaxserve.server.core.client import EngineClient
 from jaxserve.server.incoming import read_body
 from jaxserve.server.logprobs import completion_logprobs, prompt_logprobs
+from jaxserve.server.openapi import GENERATES, Operation, describes
+from jaxserve.server.protocol.base import UsageWanted
 from jaxserve.server.protocol.completions import (
     Completion,
     CompletionChoice,
@@ -24,29 +27,66 @@ from jaxserve.server.routes.served import Served
 logger = logging.getLogger(__name__)
 
 
+class _Prompt(NamedTuple):
+    for_engine: Prompt
+    text: str | None  # of all of it, if the client sent that
+
+
 class Completions:
     def __init__(self, served: Served):
         self._served = served
 
+    @describes(
+        Operation(
+            summary="Completions of prompts",
+            takes=CompletionRequest,
+            answers=Completion,
+            streams=Completion,
+            errors=GENERATES,
+        )
+    )
     async def create(self, request: Request) -> Response:
         body = await read_body(request, CompletionRequest)
         self._served.check_name(body.model)
         engine = self._served.engine
         params = SamplingParams(**(engine.sampling_defaults | body.sampling_settings()))
-        reply = _CompletionReply(body, params, self._served.name, engine)
+        prompts = [await self._prompt(body, params, prompt) for prompt in body.prompt]
+        reply = _CompletionReply(body, params, self._served.name, prompts, engine)
         logger.debug("%s: user %r, %s", reply.id, body.user, params)
-        deltas = engine.generate(reply.prompts, params, priority=body.priority, stream=bool(body.stream))
+        deltas = engine.generate(
+            reply.engine_prompts,
+            params,
+            priority=body.priority,
+            cache_salt=body.cache_salt or "",
+            stream=bool(body.stream),
+        )
         return await answer(request, reply, deltas, stream=body.stream)
+
+    async def _prompt(self, body: CompletionRequest, params: SamplingParams, prompt: str | list[int]) -> _Prompt:
+        engine, room = self._served.engine, body.truncate_prompt_tokens
+        text = prompt if isinstance(prompt, str) else None
+        if text is not None and room is None and body.add_special_tokens is not False:
+            return _Prompt(text, text)
+        if isinstance(prompt, str):
+            prompt = await engine.tokenize(prompt, add_special_tokens=body.add_special_tokens is not False)
+        if room == -1:
+            room = max(1, engine.max_model_len - (params.max_tokens or 1))
+        if room is not None and len(prompt) > room:
+            return _Prompt({"prompt_token_ids": prompt[-room:]}, None)
+        return _Prompt({"prompt_token_ids": prompt}, text)
 
 
 class _CompletionReply(Reply):
     """Each prompt is an engine request of its own; choice `number * n + i` is completion i of prompt `number`."""
 
-    def __init__(self, body: CompletionRequest, params: SamplingParams, model: str, engine: EngineClient):
-        super().__init__(new_id("cmpl-"), model)
-        self._body, self._params, self._engine = body, params, engine
-        ids = [f"{self.id}-{number}" for number in range(len(body.prompt))]
-        self.prompts = dict(zip(ids, map(_engine_prompt, body.prompt), strict=True))
+    def __init__(
+        self, body: CompletionRequest, params: SamplingParams, model: str, prompts: list[_Prompt], engine: EngineClient
+    ):
+        super().__init__(new_id("cmpl-", body.request_id), model)
+        self.usage_in_chunks = body.include_usage is UsageWanted.EVERYWHERE
+        self._body, self._params, self._prompts, self._engine = body, params, prompts, engine
+        ids = [f"{self.id}-{number}" for number in range(len(prompts))]
+        self.engine_prompts = {request_id: prompt.for_engine for request_id, prompt in zip(ids, prompts, strict=True)}
         self._numbers = {request_id: number for number, request_id in enumerate(ids)}
         self._prompt_logprobs: dict[str, list[Logprobs | None]] = {}  # by request id; they come with the first delta
         self._offsets: dict[int, int] = {}  # of each choice that has begun: where its next token's text begins
@@ -80,6 +120,8 @@ class _CompletionReply(Reply):
 
     def _choice(self, output: RequestOutput, completion: CompletionOutput) -> CompletionChoice:
         """A completion, or what a step added to it. The first time, what is told of the prompt goes with it."""
+        if self._body.only_echoes:
+            completion = CompletionOutput(completion.index, logprobs=[], finish_reason="length")
         number = self._numbers[output.request_id]
         index = number * self._params.n + completion.index
         begins = index not in self._offsets
@@ -88,7 +130,7 @@ class _CompletionReply(Reply):
             self._prompt_logprobs[output.request_id] = output.prompt_logprobs
         choice = CompletionChoice(
             index=index,
-            text=self._prompt_text(number) + completion.text if echoes else completion.text,
+            text=self._prompt_text(number, output) + completion.text if echoes else completion.text,
             logprobs=self._logprobs(index, output, completion, echoes),
             finish_reason=completion.finish_reason,
             stop_reason=completion.stop_reason,
@@ -113,14 +155,16 @@ class _CompletionReply(Reply):
         if echoes:
             token_ids = output.prompt_token_ids + token_ids
             positions = self._prompt_logprobs[output.request_id] + positions
-        logprobs = completion_logprobs(token_ids, positions, self._body.logprobs, offset, self._engine.decode)
-        self._offsets[index] += sum(map(len, logprobs.tokens))
+        logprobs, self._offsets[index] = completion_logprobs(
+            token_ids,
+            positions,
+            self._body.logprobs,
+            offset,
+            self._engine.decode,
+            as_ids=bool(self._body.return_tokens_as_token_ids),
+        )
         return logprobs
 
-    def _prompt_text(self, number: int) -> str:
-        prompt = self._body.prompt[number]
-        return prompt if isinstance(prompt, str) else self._engine.decode(prompt)
-
-
-def _engine_prompt(prompt: str | list[int]) -> Prompt:
-    return prompt if isinstance(prompt, str) else {"prompt_token_ids": prompt}
+    def _prompt_text(self, number: int, output: RequestOutput) -> str:
+        text = self._prompts[number].text
+        return self._engine.decode(output.prompt_token_ids) if text is None else text

@@ -16,7 +16,8 @@ from jaxserve.outputs import CompletionOutput, RequestOutput
 from jaxserve.server.errors import ApiError, as_api_error
 from jaxserve.server.failures import Unserved
 from jaxserve.server.incoming import read_body
-from jaxserve.server.protocol.base import ResponseType
+from jaxserve.server.openapi import GENERATES, Operation, describes
+from jaxserve.server.protocol.base import ErrorResponse, ResponseType
 from jaxserve.server.protocol.messages import (
     AnswerBlock,
     AnswerMessage,
@@ -34,7 +35,7 @@ from jaxserve.server.protocol.messages import (
     ToolUse,
     parsed_input,
 )
-from jaxserve.server.routes.reply import Counts, Reply, answer, new_id
+from jaxserve.server.routes.reply import Counts, Reply, answer, json_response, new_id
 from jaxserve.server.routes.served import Served
 from jaxserve.server.routes.turn import Answers, Turn
 
@@ -48,6 +49,8 @@ _ERROR_TYPES = {
     503: "overloaded_error",
     504: "timeout_error",
 }
+
+_ERRORS_ARE = MessageError | ErrorResponse  # the latter where no route has been reached, as for a wrong key
 
 Handler = Callable[["Messages", Request], Awaitable[Response]]
 
@@ -73,6 +76,16 @@ class Messages:
     def __init__(self, served: Served):
         self._served = served
 
+    @describes(
+        Operation(
+            summary="The next message of a conversation, as Anthropic has it",
+            takes=MessagesRequest,
+            answers=AnswerMessage,
+            streams=MessageEvent,
+            errors=GENERATES,
+            errors_are=_ERRORS_ARE,
+        )
+    )
     @_errors_as_anthropic_has_them
     async def create(self, request: Request) -> Response:
         body = await read_body(request, MessagesRequest)
@@ -83,12 +96,21 @@ class Messages:
         deltas, answers = await turn.begin(self._served.engine, id)
         return await answer(request, _MessageReply(id, self._served.name, answers), deltas, stream=body.stream)
 
+    @describes(
+        Operation(
+            summary="How many tokens a conversation has",
+            takes=CountTokensRequest,
+            answers=TokenCount,
+            errors=(404,),
+            errors_are=_ERRORS_ARE,
+        )
+    )
     @_errors_as_anthropic_has_them
     async def count_tokens(self, request: Request) -> Response:
         body = await read_body(request, CountTokensRequest)
         self._served.check_name(body.model)
         token_ids = await _turn(body).render(self._served.engine)
-        return Response(TokenCount(input_tokens=len(token_ids)).to_json(), media_type="application/json")
+        return json_response(TokenCount(input_tokens=len(token_ids)))
 
 
 def _turn(body: CountTokensRequest) -> Turn:

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from jaxserve.outputs import RequestOutput, add_delta
+from jaxserve.server import logs
 from jaxserve.server.errors import as_api_error
 from jaxserve.server.failures import Unserved
 from jaxserve.server.incoming import while_connected
@@ -31,6 +32,9 @@ class Counts:
         self._prompts[delta.request_id] = len(delta.prompt_token_ids), delta.metrics.num_cached_tokens
         self.completion_tokens += sum(len(output.token_ids) for output in delta.outputs)
 
+    def note(self) -> None:
+        logs.note(prompt_tokens=self.prompt_tokens, completion_tokens=self.completion_tokens)
+
     @property
     def prompt_tokens(self) -> int:
         return sum(tokens for tokens, _ in self._prompts.values())
@@ -48,14 +52,16 @@ class Counts:
         )
 
 
-def new_id(prefix: str) -> str:
-    return prefix + uuid.uuid4().hex
+def new_id(prefix: str, given: str | None = None) -> str:
+    """The client's own id, if it has given one, or one that nobody else has."""
+    return prefix + (given or uuid.uuid4().hex)
 
 
 class Reply(abc.ABC):
     """What an endpoint makes of the deltas of one request."""
 
     last_event: ClassVar[str | None] = "[DONE]"  # of a stream that came to its end
+    usage_in_chunks = False  # whether each chunk tells how much it is so far
 
     def __init__(self, id: str, model: str):
         self.id, self.model = id, model
@@ -81,27 +87,41 @@ class Reply(abc.ABC):
         return ServerSentEvent(chunk.to_json(), sep="\n")
 
 
+def json_response(answer: ResponseType) -> Response:
+    return Response(answer.to_json(), media_type="application/json")
+
+
 async def answer(request: Request, reply: Reply, deltas: Deltas, *, stream: bool | None) -> Response:
     """The response. A stream begins with the first delta, so that whatever fails before has a status of its own."""
+    logs.note(id=reply.id)
     try:
         if stream:
             first = await while_connected(request, anext(deltas))
             return _EventStream(_events(reply, first, deltas), deltas)
-        outputs = await while_connected(request, _collect(deltas))
     except BaseException:
         await deltas.aclose()
         raise
+    outputs = list((await collected(request, deltas)).values())
     counts = Counts()
     for output in outputs:
         counts.count(output)
-    return Response(reply.whole(outputs, counts).to_json(), media_type="application/json")
+    counts.note()
+    return json_response(reply.whole(outputs, counts))
 
 
-async def _collect(deltas: Deltas) -> list[RequestOutput]:
+async def collected(request: Request, deltas: Deltas) -> dict[str, RequestOutput]:
+    """All that comes, by request id; it ends when the client leaves."""
+    try:
+        return await while_connected(request, _collect(deltas))
+    finally:
+        await deltas.aclose()
+
+
+async def _collect(deltas: Deltas) -> dict[str, RequestOutput]:
     outputs: dict[str, RequestOutput] = {}
     async for delta in deltas:
         add_delta(outputs, delta)
-    return list(outputs.values())
+    return outputs
 
 
 async def _events(reply: Reply, first: RequestOutput, deltas: Deltas) -> AsyncIterator[ServerSentEvent]:
@@ -111,6 +131,8 @@ async def _events(reply: Reply, first: RequestOutput, deltas: Deltas) -> AsyncIt
         while delta:
             counts.count(delta)
             for chunk in reply.chunks(delta):
+                if reply.usage_in_chunks:
+                    chunk.usage = counts.usage  # type: ignore[attr-defined]
                 yield reply.event(chunk)
             delta = await anext(deltas, None)
         for chunk in reply.last_chunks(counts):
@@ -118,7 +140,10 @@ async def _events(reply: Reply, first: RequestOutput, deltas: Deltas) -> AsyncIt
         if reply.last_event is not None:
             yield ServerSentEvent(reply.last_event, sep="\n")
     except Unserved as error:  # the status is sent; without its last event, nobody can take what came for all
+        logs.note(error=str(error))
         yield reply.event(reply.failure(error))
+    finally:
+        counts.note()
 
 
 class _EventStream(EventSourceResponse):

@@ -14,6 +14,7 @@ from jaxserve.outputs import CompletionOutput, RequestOutput
 from jaxserve.sampling_params import SamplingParams
 from jaxserve.server.errors import ApiError, as_api_error
 from jaxserve.server.incoming import read_body
+from jaxserve.server.openapi import GENERATES, Operation, describes
 from jaxserve.server.protocol.base import ResponseType
 from jaxserve.server.protocol.responses import (
     DeletedResponse,
@@ -29,7 +30,7 @@ from jaxserve.server.protocol.responses import (
     as_messages,
 )
 from jaxserve.server.response_store import ResponseStore, StoredResponse
-from jaxserve.server.routes.reply import Counts, Reply, answer, new_id
+from jaxserve.server.routes.reply import Counts, Reply, answer, json_response, new_id
 from jaxserve.server.routes.response_output import ResponseOutput
 from jaxserve.server.routes.served import Served
 from jaxserve.server.routes.turn import Answers, Turn
@@ -42,6 +43,15 @@ class Responses:
         self._served = served
         self._store = ResponseStore()
 
+    @describes(
+        Operation(
+            summary="The next answer of a conversation that may be kept here",
+            takes=ResponsesRequest,
+            answers=ResponseObject,
+            streams=ResponseEvent,
+            errors=GENERATES,
+        )
+    )
     async def create(self, request: Request) -> Response:
         body = await read_body(request, ResponsesRequest)
         self._served.check_name(body.model)
@@ -65,14 +75,16 @@ class Responses:
         reply = _ResponseReply(id, self._served.name, body, params, answers, messages, store)
         return await answer(request, reply, deltas, stream=body.stream)
 
+    @describes(Operation(summary="A response that was kept", answers=ResponseObject, errors=(404,)))
     async def retrieve(self, request: Request) -> Response:
-        return _json(self._find(request.path_params["response_id"]).response)
+        return json_response(self._find(request.path_params["response_id"]).response)
 
+    @describes(Operation(summary="Keep a response no longer", answers=DeletedResponse, errors=(404,)))
     async def delete(self, request: Request) -> Response:
         id = request.path_params["response_id"]
         if not self._store.delete(id):
             raise _not_found(id)
-        return _json(DeletedResponse(id=id))
+        return json_response(DeletedResponse(id=id))
 
     def _find(self, id: str) -> StoredResponse:
         stored = self._store.get(id)
@@ -97,10 +109,6 @@ class Responses:
 
 def _not_found(id: str) -> ApiError:
     return ApiError(404, f"there is no response {id!r}; it was not stored, or others have taken its place")
-
-
-def _json(body: ResponseType) -> Response:
-    return Response(body.to_json(), media_type="application/json")
 
 
 class _ResponseReply(Reply):

@@ -1,11 +1,16 @@
-"""`/v1/models`, `/health` and `/ready`."""
+"""`/v1/models`, `/version`, `/health` and `/ready`."""
+
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+import jaxserve
 from jaxserve.server.errors import ApiError
 from jaxserve.server.failures import EngineDead
+from jaxserve.server.openapi import Operation, describes
 from jaxserve.server.protocol.models import ModelCard, ModelList
+from jaxserve.server.routes.reply import json_response
 from jaxserve.server.routes.served import Served
 
 
@@ -13,6 +18,7 @@ class Status:
     def __init__(self, served: Served):
         self._served = served
 
+    @describes(Operation(summary="The one model", answers=ModelList))
     async def models(self, request: Request) -> Response:
         card = ModelCard(
             id=self._served.name,
@@ -21,8 +27,13 @@ class Status:
             owned_by="jaxserve",
             max_model_len=self._served.engine.max_model_len,
         )
-        return Response(ModelList(object="list", data=[card]).to_json(), media_type="application/json")
+        return json_response(ModelList(object="list", data=[card]))
 
+    @describes(Operation(summary="The server's version", answers=dict[str, str]))
+    async def version(self, request: Request) -> Response:
+        return JSONResponse({"version": jaxserve.__version__})
+
+    @describes(Operation(summary="Whether the engine runs", answers=dict[str, Any], errors=(503,)))
     async def health(self, request: Request) -> Response:
         """Good once the engine has shown that it steps, or has nothing to do and answers."""
         try:
@@ -31,6 +42,7 @@ class Status:
             raise ApiError(503, str(error)) from None
         return JSONResponse({})
 
+    @describes(Operation(summary="Whether requests are taken", answers=dict[str, Any], errors=(503,)))
     async def ready(self, request: Request) -> Response:
         """Good while requests are taken, which ends before the server does."""
         if not self._served.engine.takes_requests:

@@ -28,6 +28,7 @@ class Turn:
     echoed: str = ""  # what the answer begins with
     include_reasoning: bool = True
     priority: int = 0
+    cache_salt: str = ""
     stream: bool = False  # whether each step's part of the answer is wanted, or all of it at its end
 
     async def begin(self, engine: EngineClient, request_id: str) -> tuple[Deltas, "Answers"]:
@@ -38,7 +39,7 @@ class Turn:
         shown = engine.chat.needs_special_tokens(tools=bool(tools))
         read = dataclasses.replace(params, skip_special_tokens=params.skip_special_tokens and not shown)
         prompts: dict[str, Prompt] = {request_id: {"prompt_token_ids": token_ids}}
-        deltas = engine.generate(prompts, read, priority=self.priority, stream=self.stream)
+        deltas = engine.generate(prompts, read, priority=self.priority, cache_salt=self.cache_salt, stream=self.stream)
         parser = functools.partial(
             engine.chat.parser,
             token_ids,

@@ -12,14 +12,22 @@ from hypothesis import strategies as st
 from jaxserve import EngineConfig, SamplingParams
 from jaxserve.engine.input_processor import CheckedInput
 from jaxserve.outputs import CompletionOutput, Logprob, RequestMetrics
+from jaxserve.sampling_params import Thinking
 from jaxserve.server.core.channel import Channel, Closed
 from jaxserve.server.core.messages import Abort, Add, Delta, FromCore, Start, Stepped, ToCore
 
 PARAMS = SamplingParams(
-    temperature=1, seed=2**64 - 1, stop=["end", "\0"], stop_token_ids=[3, 4], logit_bias={7: -1.5}, logprobs=2
+    temperature=1,
+    seed=2**64 - 1,
+    stop=["end", "\0"],
+    stop_token_ids=[3, 4],
+    logit_bias={7: -1.5},
+    logprobs=2,
+    structured_outputs={"json": {"type": "string"}},
+    thinking=Thinking((1, 2), budget=9),
 )
-ADD = Add({"a": CheckedInput(None, [0, 2**31 - 1], 5, frozenset({1, 2})), "b": CheckedInput("b", [3], 1, frozenset())},
-          PARAMS, -(2**40), False)  # fmt: skip
+INPUTS = {"a": CheckedInput(None, [0, 2**31 - 1], 5, frozenset({1, 2})), "b": CheckedInput("b", [3], 1, frozenset())}
+ADD = Add(INPUTS, PARAMS, -(2**31), "salt", False)
 STEPPED = Stepped(
     ["a"],
     [
@@ -33,6 +41,7 @@ STEPPED = Stepped(
             True,
             RequestMetrics(1.0, 2.0, 3.0, 4, 1.5),
             [None, {6: Logprob(-0.25, 3, "x")}],
+            [0.5, -1.0],
         )
     ],
 )
@@ -49,9 +58,9 @@ def ends() -> Iterator[tuple[Channel, Channel]]:
 def test_messages_arrive_as_they_were_sent(ends: tuple[Channel, Channel]) -> None:
     server, core = ends
     config = EngineConfig(model="m", max_itl_ms=3)
-    for message in (Start(config), ADD, Abort(["a", "b"])):
+    for message in (Start(config, "info", "text"), ADD, Abort(["a", "b"])):
         server.send(message)
-    assert core.receive(wait=True) == [Start(config), ADD, Abort(["a", "b"])]
+    assert core.receive(wait=True) == [Start(config, "info", "text"), ADD, Abort(["a", "b"])]
     core.send(STEPPED)
     assert server.receive(wait=True) == [STEPPED]
 

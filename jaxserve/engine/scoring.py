@@ -1,0 +1,69 @@
+"""How likely a model finds a text after another."""
+
+import dataclasses
+from typing import Any
+
+from jaxserve.errors import InputError
+from jaxserve.outputs import RequestOutput
+from jaxserve.sampling_params import SamplingParams
+
+# The log-probability of each token of the prompt, and whether it is the likeliest.
+SCORING = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=1, detokenize=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """How likely a continuation is: `score` is the sum of its tokens' log-probabilities."""
+
+    score: float
+    token_ids: list[int]  # of the continuation
+    logprobs: list[float]
+    is_greedy: bool  # whether each of them is the likeliest token in its place
+
+
+def paired(prompts: list[str], continuations: list[str]) -> list[tuple[str, str]]:
+    """Each continuation with its prompt, or all with the one that there is."""
+    if len(prompts) == 1:
+        prompts = prompts * len(continuations)
+    if len(prompts) != len(continuations):
+        raise InputError(
+            f"there are {len(prompts)} prompts for {len(continuations)} continuations; give one for each, or one for "
+            "all"
+        )
+    return list(zip(prompts, continuations, strict=True))
+
+
+def scored_tokens(tokenizer: Any, prompt: str, continuation: str) -> tuple[list[int], int]:
+    """The tokens of both texts together, and how many of them are the prompt's.
+
+    White space between them belongs to the continuation, as words take the space before them into their tokens.
+    """
+    if tokenizer is None:
+        raise InputError("scores of texts need a tokenizer, and this engine was started with skip_tokenizer_init=True")
+    kept = prompt.rstrip()
+    if not kept or not continuation:
+        raise InputError("the prompt or the continuation is empty; give at least one token of each")
+    whole = tokenizer.encode(prompt + continuation)
+    count = len(tokenizer.encode(kept))
+    if count >= len(whole):
+        raise InputError(f"{continuation!r} adds no token to the prompt; give a longer continuation")
+    return whole, count
+
+
+def read_score(output: RequestOutput, prompt_tokens: int) -> Score:
+    """The score of all tokens but the first `prompt_tokens`, of what `SCORING` gave."""
+    token_ids = output.prompt_token_ids[prompt_tokens:]
+    positions = (output.prompt_logprobs or [])[prompt_tokens:]
+    found = [position[token] for position, token in zip(positions, token_ids, strict=True) if position]
+    return Score(
+        sum(logprob.logprob for logprob in found),
+        token_ids,
+        [logprob.logprob for logprob in found],
+        all(logprob.rank == 1 for logprob in found),
+    )
+
+
+def normalised(embedding: list[float]) -> list[float]:
+    """The embedding at a length of one."""
+    length = sum(number * number for number in embedding) ** 0.5
+    return [number / length for number in embedding] if length else embedding

@@ -1,0 +1,132 @@
+"""Requests that mean harm, or might as well: each is answered, its neighbours get the tokens that they get alone."""
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from tests.server.cases import error, events
+
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+HELLO = [{"role": "user", "content": "Hello"}]
+NUMBERS = (
+    *("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
+    *("seed", "n", "max_tokens", "min_tokens", "logprobs", "prompt_logprobs", "priority"),
+)
+
+
+NESTED = '{"a":' * 100_000 + "1" + "}" * 100_000
+TOOLS = f'[{{"type": "function", "function": {NESTED}}}]'
+LOOP = "{% for i in range(10**9) %}{% endfor %}"
+
+
+# Bodies as they are sent, by what they try.
+BODIES: dict[str, tuple[str, str | bytes]] = {
+    "a million completions": (COMPLETIONS, json.dumps({"prompt": "x", "n": 10**6})),
+    "a hundred thousand prompts": (COMPLETIONS, json.dumps({"prompt": ["x"] * 100_000, "max_tokens": 1})),
+    "more completions than may wait": (COMPLETIONS, json.dumps({"prompt": ["x"] * 100, "n": 1000, "max_tokens": 1})),
+    "more bytes than may be": (COMPLETIONS, json.dumps({"prompt": "x" * 50_000_000})),
+    "a prompt of a million tokens": (COMPLETIONS, json.dumps({"prompt": [5] * 10**6})),
+    "ten thousand stop strings": (COMPLETIONS, json.dumps({"prompt": "x", "stop": [f"s{i}" for i in range(10_000)]})),
+    "a stop string of a million characters": (COMPLETIONS, json.dumps({"prompt": "x", "stop": "ab" * 500_000})),
+    "invalid UTF-8": (COMPLETIONS, b'{"prompt": "\xc3\x28"}'),
+    "half a surrogate pair": (CHAT, b'{"messages": [{"role": "user", "content": "\\ud83d"}]}'),
+    "JSON that nests": (CHAT, '{"messages": ' + "[" * 100_000 + "]" * 100_000 + "}"),
+    "tools that nest": (CHAT, f'{{"messages": {json.dumps(HELLO)}, "tools": {TOOLS}}}'),
+    "ids out of the vocabulary": (COMPLETIONS, json.dumps({"prompt": [2**31]})),
+    "negative ids": (COMPLETIONS, json.dumps({"prompt": [-1]})),
+    "a bias out of the vocabulary": (COMPLETIONS, json.dumps({"prompt": "x", "logit_bias": {str(2**40): 1}})),
+    "stops out of the vocabulary": (
+        COMPLETIONS,
+        json.dumps({"prompt": "x", "stop_token_ids": [2**40], "min_tokens": 5}),
+    ),
+    "a million log-probabilities": (COMPLETIONS, json.dumps({"prompt": "x", "logprobs": 10**6})),
+    "a template of its own": (CHAT, json.dumps({"messages": HELLO, "chat_template_kwargs": {"chat_template": LOOP}})),
+    "an option of the tokenizer": (CHAT, json.dumps({"messages": HELLO, "chat_template_kwargs": {"tokenize": True}})),
+    "a role that does not exist": (CHAT, json.dumps({"messages": [{"role": ["user"], "content": {}}]})),
+}
+BODIES |= {
+    f"{name}={value}": (COMPLETIONS, f'{{"prompt": "x", "{name}": {value}}}')
+    for name in NUMBERS
+    for value in ("NaN", "-Infinity", "1e999", str(10**30), "[]")
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_it_is_refused_with_a_sentence(client: httpx.Client, name: str) -> None:
+    path, body = BODIES[name]
+    response = client.post(path, content=body)
+    assert len(error(response, 413 if name == "more bytes than may be" else 400)["message"]) < 500
+
+
+@pytest.fixture
+def neighbour(client: httpx.Client) -> Iterator[Callable[[], None]]:
+    """Two requests that run during the test. Called, it waits for them and compares them with what they are alone."""
+    asked: list[dict[str, Any]] = [
+        {"prompt": "The old farmer", "max_tokens": 300, "ignore_eos": True, "stream": True, "temperature": 0},
+        {"prompt": "Hello", "max_tokens": 300, "ignore_eos": True, "stream": True, "temperature": 1, "seed": 5},
+    ]
+
+    def text(body: dict[str, Any]) -> str:
+        return "".join(chunk["choices"][0]["text"] for chunk in events(client.post(COMPLETIONS, json=body)))
+
+    alone, beside = [text(body) for body in asked], ["", ""]
+
+    def run(number: int) -> None:
+        beside[number] = text(asked[number])
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+
+    def check() -> None:
+        for thread in threads:
+            thread.join()
+        assert beside == alone
+
+    yield check
+    check()
+
+
+def test_neighbours_get_the_same_tokens_beside_all_of_it(client: httpx.Client, neighbour: Callable[[], None]) -> None:
+    for path, body in BODIES.values():
+        assert client.post(path, content=body).status_code in (400, 413)
+    neighbour()
+
+
+def test_clients_that_vanish_by_the_hundred(server: str, client: httpx.Client, neighbour: Callable[[], None]) -> None:
+    body = json.dumps({"prompt": "Hello", "max_tokens": 400, "ignore_eos": True, "stream": True}).encode()
+    request = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    address = urlsplit(server)
+    connections = []
+    for number in range(200):
+        connections.append(socket.create_connection((address.hostname, address.port)))
+        connections[-1].sendall(request[: len(request) - number % 3])  # every third has sent all
+    for connection in connections:
+        connection.close()
+    neighbour()
+    answer = client.post(COMPLETIONS, json={"prompt": "Hello", "max_tokens": 3, "ignore_eos": True}, timeout=20)
+    assert answer.json()["usage"]["completion_tokens"] == 3
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"X-Request-Id: a\r\n b", b"X-Request-Id: a\rSet-Cookie: b", b"X-Request-Id: a\x00b", b"X-Request-Id : a"],
+)
+def test_headers_that_carry_others(server: str, header: bytes) -> None:
+    address = urlsplit(server)
+    with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n%s\r\n\r\n" % header)
+        received = b""
+        while chunk := connection.recv(4096):
+            received += chunk
+    head = received.partition(b"\r\n\r\n")[0].lower()
+    assert b"set-cookie" not in head
+    assert head.startswith((b"http/1.1 200", b"http/1.1 400"))
+    if b"x-request-id" in head:
+        assert len(head.partition(b"x-request-id: ")[2].split(b"\r\n")[0]) in (32, 3)
