@@ -20,6 +20,16 @@ def quoted(text: str) -> str:
     return json.dumps(text).replace("\x7f", r"\u007f")
 
 
+def special_tokens(tokenizer: Any) -> dict[str, int]:
+    """The ids of the tokens that llguidance takes for none of the text, by their names."""
+    added = tokenizer.added_tokens_decoder.items() if tokenizer is not None else ()
+    return {
+        token.content: id
+        for id, token in added
+        if token.special or (token.content.startswith("<") and token.content.endswith(">"))
+    }
+
+
 def json_value(
     schema: Mapping[str, Any], *, lenient: bool = False, wanted: StructuredOutputsParams | None = None
 ) -> str:

@@ -62,7 +62,7 @@ class Constraint:
             case _Stage.CLOSING:
                 _allow(mask, self._thinking.closing[self._seen])
                 return True
-            case _Stage.OPENING if self._seen and not self._within:
+            case _Stage.OPENING if self._seen and self._compiled is not None and not self._within:
                 _allow(mask, self._thinking.start[self._seen])
                 return True
             case _Stage.THINKING if not self._within:

@@ -48,7 +48,7 @@ class Grammars:
 
     def __init__(self, tokenizer: Any, *, vocab_size: int, eos_token_ids: Sequence[int]):
         self._tokenizer, self._vocab_size, self._eos_token_ids = tokenizer, vocab_size, sorted(eos_token_ids)
-        self._special = special_tokens(tokenizer)
+        self._special = lark.special_tokens(tokenizer)
         self._tokens: LLTokenizer | None = None  # made at first use: it takes up to a second
         self._kept: OrderedDict[_Key, _Kept] = OrderedDict()
         self._kept_seconds = 0.0
@@ -148,13 +148,3 @@ class Grammars:
                     self._tokenizer, n_vocab=self._vocab_size, eos_token=list(self._eos_token_ids) or None
                 )
             return self._tokens
-
-
-def special_tokens(tokenizer: Any) -> dict[str, int]:
-    """The ids of the tokens that llguidance takes for none of the text, by their names."""
-    added = tokenizer.added_tokens_decoder.items() if tokenizer is not None else ()
-    return {
-        token.content: id
-        for id, token in added
-        if token.special or (token.content.startswith("<") and token.content.endswith(">"))
-    }

@@ -105,6 +105,15 @@ def test_a_model_that_may_think_first_begins_with_either(grammars, thinks):
     assert constraint.complete
 
 
+def test_a_model_that_begins_as_thinking_does_may_go_on_as_it_likes():
+    constraint = Constraint(None, Thinking(start=(OPEN, 100, 101), end=(CLOSE,), budget=0, closing=(CLOSE,)))
+    for token in (OPEN, 100, 102):
+        assert allowed(constraint) is None
+        assert constraint.binding
+        constraint.accept(token)
+    assert not constraint.binding
+
+
 def test_a_spent_budget_closes_the_thinking_and_then_nothing_binds():
     closing = (*ids("\n"), CLOSE)
     constraint = Constraint(None, Thinking(start=(OPEN,), end=(CLOSE,), budget=2, closing=closing))
