@@ -6,6 +6,7 @@ import itertools
 import random
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from flax import nnx
@@ -29,6 +30,9 @@ from jaxserve.runner.compilation import compilations
 from jaxserve.runner.step_batch import DecodeArrays, HiddenRows, LogprobRows, StepBatch, StepResult
 from jaxserve.sampling_params import SamplingParams
 from jaxserve.stats import EngineStats
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
 
 
 @dataclasses.dataclass(eq=False)
@@ -152,17 +156,19 @@ class Engine:
         priority: int = 0,
         cache_salt: str = "",
         stream: bool = True,
+        grammar: "LLMatcher | None" = None,
     ) -> None:
         """Queue a request that `InputProcessor.check` has let through with these `params`.
 
         `InputError` if there is one with its id, and then nothing has changed. Requests share cached prefixes only with
-        those of the same `cache_salt`. Without `stream`, nothing is given out before a completion ends.
+        those of the same `cache_salt`. Without `stream`, nothing is given out before a completion ends. `grammar` is
+        what `grammars.compiled(params)` gives.
         """
         if request_id in self._groups:
             raise InputError(f"there is a running request with the id {request_id!r}; give another")
         seed = params.seed if params.seed is not None else self._seeds.getrandbits(63)
         group = _Group(request_id, checked.prompt, checked.prompt_token_ids, RequestMetrics(self._clock()))
-        constraints = [self._constraint(params) for _ in range(params.n)]
+        constraints = [Constraint(grammar, params.thinking) if params.constrained else None for _ in range(params.n)]
         # Log-probabilities of a prompt, and the mean over it, need all of it computed.
         whole = params.prompt_logprobs is not None or params.pooling == "mean"
         cached = self.config.enable_prefix_caching and not whole
@@ -398,12 +404,6 @@ class Engine:
             added.finish_reason = "length"
         if added.finish_reason:
             added.text += live.text.flush() if live.text else ""
-
-    def _constraint(self, params: SamplingParams) -> Constraint | None:
-        wanted, thinking = params.structured_outputs, params.thinking
-        if wanted is None and thinking is None:
-            return None
-        return Constraint(self.grammars.matcher(wanted) if wanted else None, thinking)
 
     def _constrain(self, request: Request, constraint: Constraint, token: int) -> None:
         constraint.accept(token)
