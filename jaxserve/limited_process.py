@@ -33,7 +33,10 @@ class LimitedProcess:
         """The program's answer; with an "error" where the process has ended of the question."""
         line = json.dumps(question).encode() + b"\n"
         with self._lock:
-            process = self._process = self._process or self._start()
+            if self._process is None or self._process.poll() is not None:  # somebody else has ended it
+                self._end()
+                self._process = self._start()
+            process = self._process
             to_it, from_it = cast(IO[bytes], process.stdin), cast(IO[bytes], process.stdout)
             try:
                 to_it.write(line)
@@ -45,7 +48,7 @@ class LimitedProcess:
                 return json.loads(answered)
             self._process = None
             self._end()
-        if process.returncode == -signal.SIGPROF:
+        if process.returncode in (-signal.SIGPROF, -signal.SIGALRM):
             return {"error": f"it takes more than {self._seconds:g} seconds"}
         return {"error": "it needs too much memory"}
 
@@ -57,5 +60,10 @@ class LimitedProcess:
             stderr=subprocess.DEVNULL,  # what it has to say of a question, it answers
             start_new_session=True,  # so that Ctrl-C is not its business
         )
-        self._end = weakref.finalize(self, process.communicate)  # closes its standard input, at whose end it ends
+        self._end = weakref.finalize(self, _end, process)
         return process
+
+
+def _end(process: subprocess.Popen) -> None:
+    process.kill()  # if it has not ended: it may be at work on a question
+    process.communicate()

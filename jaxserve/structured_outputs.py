@@ -88,7 +88,21 @@ class StructuredOutputsParams:
             raise InputError("choice is no list of non-empty texts; give one with at least one text")
         if (self.disable_any_whitespace or self.whitespace_pattern) and self.form not in ("json", "json_object"):
             raise InputError(f"white space is for JSON to set, and structured_outputs has {self.form}; leave it out")
+        self._check_text()
+
+    def _check_text(self) -> None:
         content = getattr(self, self.form)
-        size = sum(map(len, content)) if isinstance(content, tuple | str) else 0
+        texts = content if isinstance(content, tuple) else [content] if isinstance(content, str) else []
+        size = sum(map(len, texts))
         if size > MAX_CHARACTERS:
             raise InputError(f"{self.form} has {size} characters and at most {MAX_CHARACTERS} are possible; shorten it")
+        if not all(map(_is_unicode, [*texts, self.whitespace_pattern or ""])):
+            raise InputError(f"{self.form} holds half a surrogate pair, which is no character; leave it out")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

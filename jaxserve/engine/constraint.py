@@ -34,7 +34,7 @@ class Constraint:
         self._copy: LLMatcher | None = None
         self._thinking = thinking or Thinking(end=())
         self._stage = _Stage.BOUND if thinking is None else _Stage.OPENING
-        self._within = compiled if self._thinking.in_grammar else None  # what thinking has to follow as well
+        self._within = self._thinking.in_grammar and compiled is not None  # thinking follows the grammar as well
         self._seen = 0  # tokens of this stage
         self._recent: tuple[int, ...] = ()  # the last tokens of the thinking, as many as its end has
         if thinking is not None and not thinking.start:
@@ -86,14 +86,14 @@ class Constraint:
             case _Stage.THINKING:
                 self._recent = (*self._recent, token)[-len(self._thinking.end) :]
                 if self._recent == self._thinking.end:
-                    self._enter(_Stage.BETWEEN)
+                    self._end_thinking()
                 else:
                     self._seen += 1
                     self._keep_to_budget()
             case _Stage.CLOSING:
                 self._seen += 1
                 if self._seen == len(self._thinking.closing):
-                    self._enter(_Stage.BETWEEN)
+                    self._end_thinking()
             case _Stage.BETWEEN if self._may_skip(token):
                 self._seen += 1
             case _Stage.BETWEEN | _Stage.BOUND:
@@ -126,6 +126,9 @@ class Constraint:
         budget = self._thinking.budget
         if budget is not None and self._seen >= budget:
             self._enter(_Stage.CLOSING)
+
+    def _end_thinking(self) -> None:
+        self._enter(_Stage.BOUND if self._within else _Stage.BETWEEN)
 
     def _may_skip(self, token: int) -> bool:
         return (

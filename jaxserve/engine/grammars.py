@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import textwrap
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ LIMITS: dict[str, Any] = {"step_max_items": 20_000, "max_lexer_states": 100_000,
 
 _KEPT = 256  # compiled grammars
 _KEPT_SECONDS = 5.0  # of compiling, since memory goes with that: up to 100 MB a second
+_MOST_TOLD = 300  # characters of what llguidance says of a grammar
 _PLACE = re.compile(r"^at \d+\(\d+\): ")  # in our own text, which its user has not seen
 
 _Key = tuple[StructuredOutputsParams | None, ChatGrammar | None]
@@ -59,13 +61,14 @@ class Grammars:
         )
 
     def prepare(self) -> None:
-        """Load what the first grammar would wait for."""
-        self.compiled(SamplingParams(structured_outputs=StructuredOutputsParams(json_object=True)))
+        """Load what the first grammar would wait for, if there can be one."""
+        if self._tokenizer is not None:
+            self.compiled(SamplingParams(structured_outputs=StructuredOutputsParams(json_object=True)))
 
     def knows(self, params: SamplingParams) -> bool:
-        """Whether `compiled` has its answer ready."""
+        """Whether `compiled` has its answer ready, and for a while: it is then the last that is forgotten."""
         with self._lock:
-            return params.grammar is None or params.grammar in self._kept
+            return params.grammar is None or self._find(params.grammar) is not None
 
     def compiled(self, params: SamplingParams) -> "LLMatcher | None":
         """A matcher at its beginning, to be copied; `InputError` if what is asked for is wrong or beyond the limits.
@@ -76,9 +79,7 @@ class Grammars:
         if key is None:
             return None
         with self._lock:
-            kept = self._kept.get(key)
-            if kept is not None:
-                self._kept.move_to_end(key)
+            kept = self._find(key)
         if kept is None:
             kept = self._compile(*key)
             with self._lock:
@@ -109,6 +110,11 @@ class Grammars:
             return _Kept(None, matcher.get_error(), 0.0)
         return _Kept(matcher, "", tried["seconds"])
 
+    def _find(self, key: _Key) -> _Kept | None:
+        if key in self._kept:
+            self._kept.move_to_end(key)
+        return self._kept.get(key)
+
     def _keep(self, key: _Key, new: _Kept) -> None:
         before = self._kept.pop(key, None)  # of another thread, which compiled the same
         self._kept[key] = new
@@ -126,8 +132,9 @@ class Grammars:
             if wanted is not None:
                 self.compiled(dataclasses.replace(params, chat_grammar=None))
             name = field = "tools"
-        first_line = next(iter(reason.strip().splitlines()), "no reason given")
-        return InputError(f"{name} cannot be followed ({_PLACE.sub('', first_line)}); mend it", field=field)
+        first_line = _PLACE.sub("", next(iter(reason.strip().splitlines()), "no reason given"))
+        told = textwrap.shorten(first_line, _MOST_TOLD, placeholder=" ...")
+        return InputError(f"{name} cannot be followed ({told}); mend it", field=field)
 
     def _special_in_text(self, text: str) -> bool:
         return any(name in text or json.dumps(name)[1:-1] in text for name in self._special)

@@ -27,6 +27,27 @@ class PlainText:
         return AnswerParser(lambda source: source.until(Content))
 
 
+class FakeGrammars:
+    """Knows none; compiles one when a test lets it. The choice "bad" is refused."""
+
+    def __init__(self) -> None:
+        self.may_compile = threading.Event()
+        self.may_compile.set()
+        self.begun: list[SamplingParams] = []
+
+    def knows(self, params: SamplingParams) -> bool:
+        return params.grammar is None
+
+    def compiled(self, params: SamplingParams) -> str | None:
+        if params.structured_outputs is None:
+            return None
+        self.begun.append(params)
+        assert self.may_compile.wait(timeout=30)
+        if params.structured_outputs.choice == ("bad",):
+            raise InputError("the choice is bad; give a good one", field="guided_choice")
+        return f"compiled {params.structured_outputs.choice}"
+
+
 class FakeEngine:
     """The token at place i of any completion is i, its text " i". The prompt "bad" is refused when it is added."""
 
@@ -42,10 +63,12 @@ class FakeEngine:
             tokenizer=None,
             limits=limits,
         )
+        self.grammars = FakeGrammars()
         self.on_begin: Callable[[str], None] = lambda request_id: None
         self.running: dict[str, tuple[SamplingParams, itertools.count]] = {}
         self.added: list[tuple[str, SamplingParams, int]] = []  # id, settings, priority
         self.salts: list[str] = []
+        self.compiled: list[str | None] = []  # grammars
         self.aborted: list[str] = []
         self.may_step = threading.Event()
         self.may_step.set()
@@ -69,12 +92,14 @@ class FakeEngine:
         priority: int,
         cache_salt: str,
         stream: bool,
+        grammar: str | None = None,
     ) -> None:
         if checked.prompt_token_ids == [666]:
             raise InputError("the prompt is bad; give a good one")
         self.running[request_id] = params, itertools.count()
         self.added.append((request_id, params, priority))
         self.salts.append(cache_salt)
+        self.compiled.append(grammar)
 
     def abort(self, request_id: str) -> None:
         self.aborted.append(request_id)

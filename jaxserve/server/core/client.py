@@ -331,7 +331,7 @@ class EngineClient:
             case Refused():
                 for request_id in message.request_ids:
                     if request_id in self._mailboxes:
-                        self._mailboxes[request_id].fail(InputError(message.sentence))
+                        self._mailboxes[request_id].fail(InputError(message.sentence, field=message.field))
             case Pong():
                 _settle(self._askers, message.stats)
             case _:
