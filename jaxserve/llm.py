@@ -191,9 +191,9 @@ class LLM:
         self.close()
 
     def _chat_prompt(
-        self, messages: Sequence[Message], tools: Tools, template: dict[str, Any] | None
+        self, messages: Sequence[Message], tools: Tools, arguments: dict[str, Any] | None
     ) -> dict[str, Any]:
-        return self.render_chat(messages, tools=[*tools.shown], **(template or {}))
+        return self.render_chat(messages, tools=[*tools.shown], **(arguments or {}))
 
     def _for_answer(self, prompt: dict[str, Any], params: SamplingParams, tools: Tools) -> SamplingParams:
         return self.engine.inputs.chat.settings(params, prompt["prompt_token_ids"], tools)

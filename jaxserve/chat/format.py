@@ -157,9 +157,8 @@ class ChatFormat:
         grammar = self._grammar(params, turn, tools)
         thinking = None
         if grammar or params.structured_outputs or params.thinking_token_budget is not None:
-            thinking = self._thinking(
-                turn, params.thinking_token_budget, in_grammar=self._in_channels and bool(grammar)
-            )
+            in_grammar = self._in_channels and grammar is not None
+            thinking = self._thinking(turn, params.thinking_token_budget, in_grammar=in_grammar)
         return dataclasses.replace(
             params,
             skip_special_tokens=params.skip_special_tokens and not self.needs_special_tokens(tools=bool(tools.shown)),

@@ -43,7 +43,7 @@ Style = Callable[[Tools, StructuredOutputsParams | None, Marks], Calls]
 
 
 def hermes(tools: Tools, wanted: StructuredOutputsParams | None, marks: Marks) -> Calls:
-    named = _alternatives(tools, lambda function: '\n{"name": ' + json.dumps(function.name) + ', "arguments": ')
+    named = _alternatives(tools, lambda function: f"\n{_head(function)}")
     end = lark.quoted("}\n")
     rules = [f"call: named {end} {marks.mark('</tool_call>')}", f"named: {named}", *_arguments(tools, wanted)]
     return Calls(rules, trigger="<tool_call>", between=lark.quoted("\n"))
@@ -66,9 +66,7 @@ def mistral(tools: Tools, wanted: StructuredOutputsParams | None, marks: Marks) 
         id = f"{marks.mark('[CALL_ID]')} /[a-zA-Z0-9]{{9}}/ " if "[CALL_ID]" in marks.template else ""
         call = _alternatives(tools, lambda function: function.name, before=f"{id}{marks.mark('[ARGS]')} ")
         return Calls([f"call: {call}", *_arguments(tools, wanted)], trigger="[TOOL_CALLS]", between="")
-    one = _alternatives(
-        tools, lambda function: '{"name": ' + json.dumps(function.name) + ', "arguments": ', after=' "}"'
-    )
+    one = _alternatives(tools, _head, after=' "}"')
     more = ' (", " one)*' if tools.parallel else ""
     return Calls([f'call: "[" one{more} "]"', f"one: {one}", *_arguments(tools, wanted)], trigger="[TOOL_CALLS]")
 
@@ -113,6 +111,11 @@ def of_channels(tools: Tools, wanted: StructuredOutputsParams | None, marks: Mar
         f"TEXT: {lark.ANY_TEXT}",
     ]
     return _checked(tools, rules + answers)
+
+
+def _head(function: Function) -> str:
+    """How a call that is JSON begins."""
+    return f'{{"name": {json.dumps(function.name)}, "arguments": '
 
 
 def _alternatives(tools: Tools, head: Callable[[Function], str], *, before: str = "", after: str = "") -> str:

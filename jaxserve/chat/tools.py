@@ -15,7 +15,7 @@ _FORMS = (
 
 @dataclasses.dataclass(frozen=True)
 class Function:
-    """One function: `parameters` is the JSON schema of its arguments, which follow it to the letter if it is `strict`."""
+    """One of them: `parameters` is the JSON schema of its arguments, which follow all of it if it is `strict`."""
 
     name: str
     parameters: Mapping[str, Any]
@@ -44,7 +44,7 @@ class Tools:
     def of(cls, given: Sequence[Any] | None, choice: Choice | None = None, *, parallel: bool = True) -> "Tools":
         """Read tools and `tool_choice` in OpenAI's form; `InputError` says what is wrong with them.
 
-        The model does not see what is not to be called at all, nor that a function is strict, which is not its business.
+        The model does not see what is not to be called at all, nor which functions are strict.
         """
         functions = [_function(tool, f"tools[{number}]") for number, tool in enumerate(given or ())]
         mode, names = _mode(choice, {function.name for function in functions})
