@@ -20,8 +20,8 @@ from jaxserve.stats import EngineStats, Histogram
 class PlainText:
     """A model's format in which all text is content."""
 
-    def needs_special_tokens(self, *, tools: bool) -> bool:
-        return False
+    def settings(self, params: SamplingParams, prompt_token_ids: list[int], tools: object) -> SamplingParams:
+        return params
 
     def parser(self, prompt_token_ids: list[int], **_: object) -> AnswerParser:
         return AnswerParser(lambda source: source.until(Content))
