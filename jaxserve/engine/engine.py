@@ -6,6 +6,7 @@ import itertools
 import random
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from flax import nnx
@@ -13,7 +14,7 @@ from flax import nnx
 from jaxserve.checkpoint.exchange import Handover
 from jaxserve.engine.batch_builder import StepBatchBuilder, sampling_needs
 from jaxserve.engine.constraint import Constraint
-from jaxserve.engine.detokenizer import TextStream
+from jaxserve.engine.detokenizer import TextStream, TokenBytes
 from jaxserve.engine.grammars import Grammars
 from jaxserve.engine.input_processor import CheckedInput, InputProcessor, Limits
 from jaxserve.engine.meter import Meter
@@ -29,6 +30,9 @@ from jaxserve.runner.compilation import compilations
 from jaxserve.runner.step_batch import DecodeArrays, HiddenRows, LogprobRows, StepBatch, StepResult
 from jaxserve.sampling_params import SamplingParams
 from jaxserve.stats import EngineStats
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
 
 
 @dataclasses.dataclass(eq=False)
@@ -99,6 +103,7 @@ class Engine:
         self.grammars = Grammars(
             loaded.tokenizer, vocab_size=loaded.model_config.vocab_size, eos_token_ids=sorted(loaded.eos_token_ids)
         )
+        self._tokens = TokenBytes(loaded.tokenizer.backend_tokenizer) if loaded.tokenizer else None
         self.runner = loaded.runner
         self.pool = PagePool(config.num_pages)
         self._pace = Pace(
@@ -151,17 +156,19 @@ class Engine:
         priority: int = 0,
         cache_salt: str = "",
         stream: bool = True,
+        grammar: "LLMatcher | None" = None,
     ) -> None:
         """Queue a request that `InputProcessor.check` has let through with these `params`.
 
         `InputError` if there is one with its id, and then nothing has changed. Requests share cached prefixes only with
-        those of the same `cache_salt`. Without `stream`, nothing is given out before a completion ends.
+        those of the same `cache_salt`. Without `stream`, nothing is given out before a completion ends. `grammar` is
+        what `grammars.compiled(params)` gives.
         """
         if request_id in self._groups:
             raise InputError(f"there is a running request with the id {request_id!r}; give another")
         seed = params.seed if params.seed is not None else self._seeds.getrandbits(63)
         group = _Group(request_id, checked.prompt, checked.prompt_token_ids, RequestMetrics(self._clock()))
-        constraints = [self._constraint(params) for _ in range(params.n)]
+        constraints = [Constraint(grammar, params.thinking) if params.constrained else None for _ in range(params.n)]
         # Log-probabilities of a prompt, and the mean over it, need all of it computed.
         whole = params.prompt_logprobs is not None or params.pooling == "mean"
         cached = self.config.enable_prefix_caching and not whole
@@ -398,12 +405,6 @@ class Engine:
         if added.finish_reason:
             added.text += live.text.flush() if live.text else ""
 
-    def _constraint(self, params: SamplingParams) -> Constraint | None:
-        wanted, thinking = params.structured_outputs, params.thinking
-        if wanted is None and thinking is None:
-            return None
-        return Constraint(self.grammars.matcher(wanted) if wanted else None, thinking)
-
     def _constrain(self, request: Request, constraint: Constraint, token: int) -> None:
         constraint.accept(token)
         if not constraint.binding:
@@ -449,10 +450,10 @@ class Engine:
         return delta
 
     def _text_stream(self, prompt_token_ids: list[int], params: SamplingParams) -> TextStream | None:
-        if self.tokenizer is None or not params.detokenize:
+        if self._tokens is None or not params.detokenize:
             return None
         return TextStream(
-            self.tokenizer.backend_tokenizer,
+            self._tokens,
             prompt_token_ids,
             stop=params.stop,
             include_stop=params.include_stop_str_in_output,
@@ -487,4 +488,4 @@ class Engine:
         return {token: own} | {top: logprob for top, logprob in found.items() if top != token}
 
     def _token_text(self, token: int) -> str | None:
-        return self.tokenizer.decode([token]) if self.tokenizer else None
+        return self._tokens.text(token) if self._tokens else None

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from jaxserve.chat.format import ChatFormat
+from jaxserve.engine.detokenizer import TokenBytes
 from jaxserve.engine.input_processor import CheckedInput, InputProcessor, Prompt
 from jaxserve.errors import InputError
 from jaxserve.outputs import RequestMetrics, RequestOutput, add_delta
@@ -100,6 +101,7 @@ class EngineClient:
     def __init__(self, channel: Channel[FromCore], ready: Ready, inputs: InputProcessor, config: ServerConfig):
         self.ready, self.inputs = ready, inputs
         self.observers: list[Observer] = []
+        self.tokens = TokenBytes(inputs.tokenizer.backend_tokenizer) if inputs.tokenizer else None
         self._channel, self._config = channel, config
         self._queue = Queue(
             slots=ready.config.max_num_seqs,
@@ -375,7 +377,7 @@ class EngineClient:
             case Refused():
                 for request_id in message.request_ids:
                     if request_id in self._mailboxes:
-                        self._mailboxes[request_id].fail(InputError(message.sentence))
+                        self._mailboxes[request_id].fail(InputError(message.sentence, field=message.field))
             case Pong():
                 _settle(self._askers, message.stats)
             case _:

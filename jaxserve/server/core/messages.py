@@ -97,6 +97,7 @@ class Refused(Message):
 
     request_ids: list[str]
     sentence: str
+    field: str | None  # what is to be mended, where it is certain
 
 
 class Pong(Message):
