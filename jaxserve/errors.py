@@ -7,8 +7,13 @@ from collections.abc import Iterable
 class InputError(ValueError):
     """What was given cannot be served. The message is one sentence: what was given, what is allowed, what to do.
 
-    The command line prints it without a traceback and the server answers it with status 400.
+    The command line prints it without a traceback and the server answers it with status 400, and with the name of the
+    `field` that is to be mended, where it is certain.
     """
+
+    def __init__(self, sentence: str, *, field: str | None = None):
+        super().__init__(sentence)
+        self.field = field
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

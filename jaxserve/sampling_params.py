@@ -19,16 +19,31 @@ class Thinking:
 
     Attributes:
         end: the token ids that end it.
-        start: the token id that opens it, if the model itself opens it, as the first token or not at all; None if the
+        start: the token ids that open it, if the model itself does, as the first ones or not at all; empty if the
             prompt has opened it.
-        budget: its most tokens, the opening one included, or None.
+        budget: the most tokens between these two, or None.
         closing: the token ids that end it when the budget is spent.
+        blank: token ids of which a few may stand between it and what is bound; who reads the text drops them.
+        in_grammar: whether the grammar is of the thinking too, and binds from the first token on.
     """
 
     end: tuple[int, ...]
-    start: int | None = None
+    start: tuple[int, ...] = ()
     budget: int | None = None
     closing: tuple[int, ...] = ()
+    blank: tuple[int, ...] = ()
+    in_grammar: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatGrammar:
+    """What an answer may be made of where that is not left to the model: calls of tools, and content.
+
+    Attributes:
+        rules: a grammar in Lark's syntax, in which `content` is what `structured_outputs` say, or any text.
+    """
+
+    rules: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +73,9 @@ class SamplingParams:
         detokenize: make text of the tokens.
         skip_special_tokens: leave special tokens out of the text.
         structured_outputs: what the text has to be: JSON of a schema, a match of a regular expression, and the like.
-        thinking: where a completion's thinking ends and how long it may be; `LLM.chat` and the server set it.
+        thinking_token_budget: the most tokens of a chat's thinking; then it is ended, and the answer follows.
+        thinking: where it ends in the answer to a prompt, and how; `LLM.chat` and the server set it.
+        chat_grammar: what the answer has to be beside that, because of tools; `LLM.chat` and the server set it.
         pooling: "mean" or "last" gives an embedding of the prompt in place of a completion; `LLM.embed` sets it.
     """
 
@@ -84,7 +101,9 @@ class SamplingParams:
     detokenize: bool = True
     skip_special_tokens: bool = True
     structured_outputs: StructuredOutputsParams | None = None
+    thinking_token_budget: int | None = None
     thinking: Thinking | None = None
+    chat_grammar: ChatGrammar | None = None
     pooling: str | None = None
 
     def __init__(self, **settings: Any):
@@ -96,6 +115,17 @@ class SamplingParams:
             object.__setattr__(self, name, settings.get(name, default))
         self._normalise()
         self._check()
+
+    @property
+    def grammar(self) -> tuple[StructuredOutputsParams | None, ChatGrammar | None] | None:
+        """What the text has to follow, if it has to follow anything."""
+        made_of = (self.structured_outputs, self.chat_grammar)
+        return made_of if any(made_of) else None
+
+    @property
+    def constrained(self) -> bool:
+        """Whether the next token may depend on those before it."""
+        return self.grammar is not None or self.thinking is not None
 
     def _normalise(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
@@ -121,6 +151,7 @@ class SamplingParams:
             ("seed", -(2**63), 2**64 - 1),
             ("max_tokens", 1, 2**31 - 1),
             ("logprobs", 0, 2**31 - 1),
+            ("thinking_token_budget", 0, 2**31 - 1),
         ):
             if getattr(self, name) is not None:
                 self._integer(name, low, high)

@@ -15,13 +15,15 @@ class StructuredOutputsParams:
     """One of the forms below; `InputError` for none, for several, or for one that is too large or of another type.
 
     Attributes:
-        json: a JSON schema, as a dict or as text; the completion is a JSON value that it allows.
+        json: a JSON schema, as a dict or as text; the completion is a JSON value that it allows. Between its parts
+            stand up to 32 blanks, unless the white space settings say otherwise.
         json_object: True for any JSON object.
         regex: a regular expression in Rust's syntax (no look-around, no back-references) that matches all of it.
         choice: texts, of which it is one.
         grammar: a context-free grammar, in Lark's syntax as llguidance takes it, or in GBNF.
         disable_any_whitespace: JSON without spaces and line breaks between its parts.
         whitespace_pattern: a regular expression of the white space between the parts of JSON.
+        given_as: the field that they were given in, if it had another name; errors tell it.
     """
 
     json: dict[str, Any] | str | None = None
@@ -31,6 +33,7 @@ class StructuredOutputsParams:
     grammar: str | None = None
     disable_any_whitespace: bool = False
     whitespace_pattern: str | None = None
+    given_as: str | None = dataclasses.field(default=None, compare=False)
 
     def __init__(self, **settings: Any):
         fields = {field.name: field.default for field in dataclasses.fields(type(self))}
@@ -46,7 +49,10 @@ class StructuredOutputsParams:
         if isinstance(self.choice, list):
             object.__setattr__(self, "choice", tuple(self.choice))
         if isinstance(self.json, dict | bool):
-            object.__setattr__(self, "json", json.dumps(self.json))
+            try:
+                object.__setattr__(self, "json", json.dumps(self.json))
+            except (TypeError, ValueError, RecursionError) as error:
+                raise InputError(f"json holds what JSON cannot express ({error}); give plain values") from error
         if self.json_object is False:
             object.__setattr__(self, "json_object", None)
 
@@ -54,6 +60,11 @@ class StructuredOutputsParams:
     def form(self) -> str:
         """Which of the forms it is."""
         return next(name for name in _FORMS if getattr(self, name) is not None)
+
+    @property
+    def name(self) -> str:
+        """What its user knows it as."""
+        return self.given_as or self.form
 
     def _check(self) -> None:
         given = [name for name in _FORMS if getattr(self, name) is not None]
@@ -77,7 +88,21 @@ class StructuredOutputsParams:
             raise InputError("choice is no list of non-empty texts; give one with at least one text")
         if (self.disable_any_whitespace or self.whitespace_pattern) and self.form not in ("json", "json_object"):
             raise InputError(f"white space is for JSON to set, and structured_outputs has {self.form}; leave it out")
+        self._check_text()
+
+    def _check_text(self) -> None:
         content = getattr(self, self.form)
-        size = sum(map(len, content)) if isinstance(content, tuple | str) else 0
+        texts = content if isinstance(content, tuple) else [content] if isinstance(content, str) else []
+        size = sum(map(len, texts))
         if size > MAX_CHARACTERS:
             raise InputError(f"{self.form} has {size} characters and at most {MAX_CHARACTERS} are possible; shorten it")
+        if not all(map(_is_unicode, [*texts, self.whitespace_pattern or ""])):
+            raise InputError(f"{self.form} holds half a surrogate pair, which is no character; leave it out")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,16 +1,11 @@
 """Chat templates, rendered with a bound on time, memory and length."""
 
-import json
-import signal
-import subprocess
-import sys
-import threading
-import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 from jaxserve.errors import InputError
+from jaxserve.limited_process import LimitedProcess
 
 MAX_SECONDS = 3.0  # of CPU time
 MAX_BYTES = 2**30  # of memory
@@ -19,47 +14,12 @@ MAX_CHARACTERS = 2**24  # of the text; more than any model's context
 _END_OF_PART = "\U000f0002"  # in the place where a message is to be continued; private, so that no text has it
 
 
-class Renderer:
-    """The process of `render_process.py`, started when it is first needed, and again after one that had to end."""
+class Renderer(LimitedProcess):
+    """The process of `render_process.py`."""
 
     def __init__(self, *, seconds: float = MAX_SECONDS, max_bytes: int = MAX_BYTES, characters: int = MAX_CHARACTERS):
-        self._seconds = seconds
-        self._limits = [str(seconds), str(max_bytes), str(characters)]
-        self._process: subprocess.Popen | None = None
-        self._end: Callable[[], object] = lambda: None  # ends the process, once
-        self._lock = threading.Lock()  # one template at a time
-
-    def ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        """The answer to a line as `render_process.py` takes them; with an "error" where the process has ended of it."""
-        line = json.dumps(question).encode() + b"\n"
-        with self._lock:
-            process = self._process = self._process or self._start()
-            to_it, from_it = cast(IO[bytes], process.stdin), cast(IO[bytes], process.stdout)
-            try:
-                to_it.write(line)
-                to_it.flush()
-                answered = from_it.readline()
-            except BrokenPipeError:
-                answered = b""
-            if answered.endswith(b"\n"):
-                return json.loads(answered)
-            self._process = None
-            self._end()
-        if process.returncode == -signal.SIGPROF:
-            return {"error": f"it takes more than {self._seconds:g} seconds"}
-        return {"error": "it needs too much memory"}
-
-    def _start(self) -> subprocess.Popen:
         program = Path(__file__).with_name("render_process.py")
-        process = subprocess.Popen(
-            [sys.executable, "-I", program, *self._limits],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # what it has to say of templates, it answers
-            start_new_session=True,  # so that Ctrl-C is not its business
-        )
-        self._end = weakref.finalize(self, process.communicate)  # closes its standard input, at whose end it ends
-        return process
+        super().__init__(program, str(max_bytes), str(characters), seconds=seconds)
 
 
 class ChatTemplate:

@@ -137,7 +137,7 @@ def sampling_needs(params: SamplingParams) -> Needs:
         needs |= Needs.ADJUST
     if params.logprobs is not None:
         needs |= Needs.LOGPROBS
-    if params.structured_outputs or params.thinking:
+    if params.constrained:
         needs |= Needs.MASK
     if params.pooling:
         needs |= Needs.HIDDEN

@@ -1,5 +1,6 @@
 """What the next token of a sequence may be, where that depends on the tokens before it."""
 
+import enum
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,78 +11,138 @@ from jaxserve.sampling_params import Thinking
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
+_MOST_BLANK = 2  # tokens between thinking and what is bound
+
+
+class _Stage(enum.Enum):
+    OPENING = enum.auto()  # it may begin to think, or not
+    THINKING = enum.auto()
+    CLOSING = enum.auto()  # its thinking is being ended for it
+    BETWEEN = enum.auto()  # behind the thinking, and before the first token that is bound
+    BOUND = enum.auto()
+
 
 class Constraint:
     """A sequence's thinking, within its budget and free otherwise, and after it a grammar, if there is one.
 
-    While it is `binding`, the host has to see each token before the next one may be sampled.
+    While it is `binding`, the host has to see each token before the next one may be sampled. `compiled` is copied when
+    it is first needed, which is when the sequence runs.
     """
 
-    def __init__(self, matcher: "LLMatcher | None", thinking: Thinking | None):
-        self._matcher = matcher
-        self._thinking = thinking
-        self._maybe_thinking = thinking is not None and thinking.start is not None  # the first token tells
-        self._recent: list[int] = []  # the last tokens of the thinking, as many as its end has
-        self._spent = 0
-        self._forced: list[int] = []  # what closes the thinking, the next token last
+    def __init__(self, compiled: "LLMatcher | None", thinking: Thinking | None):
+        self._compiled = compiled
+        self._copy: LLMatcher | None = None
+        self._thinking = thinking or Thinking(end=())
+        self._stage = _Stage.BOUND if thinking is None else _Stage.OPENING
+        self._within = self._thinking.in_grammar and compiled is not None  # thinking follows the grammar as well
+        self._seen = 0  # tokens of this stage
+        self._recent: tuple[int, ...] = ()  # the last tokens of the thinking, as many as its end has
+        if thinking is not None and not thinking.start:
+            self._think()
 
     @property
     def binding(self) -> bool:
-        return self._thinking is not None or self._matcher is not None
+        return self._compiled is not None or self._stage in (_Stage.OPENING, _Stage.THINKING, _Stage.CLOSING)
 
     @property
     def complete(self) -> bool:
         """Whether nothing can follow."""
-        return self._thinking is None and self._matcher is not None and self._matcher.is_stopped()
+        return self._stage is _Stage.BOUND and self._compiled is not None and self._matcher.is_stopped()
 
     @property
     def error(self) -> str | None:
         """Why the grammar cannot be followed any further, as where a step of it would take too long."""
-        if self._matcher is None or not self._matcher.is_error():
+        if self._copy is None or not self._copy.is_error():
             return None
-        return self._matcher.get_error().strip().splitlines()[0]
+        return self._copy.get_error().strip().splitlines()[0]
 
     def allow(self, mask: np.ndarray) -> bool:
-        """Set the bits of the tokens that may come next in `mask`, uint32 `[words]`; False if any may."""
-        if self._forced:
-            mask[:] = 0
-            _allow_token(mask, self._forced[-1])
-            return True
-        if self._matcher is None or (self._thinking is not None and not self._maybe_thinking):
+        """Set the bits of the tokens that may come next in `mask`, uint32 `[words]`, all 0; False if any may."""
+        match self._stage:
+            case _Stage.CLOSING:
+                _allow(mask, self._thinking.closing[self._seen])
+                return True
+            case _Stage.OPENING if self._seen and self._compiled is not None and not self._within:
+                _allow(mask, self._thinking.start[self._seen])
+                return True
+            case _Stage.THINKING if not self._within:
+                return False
+        if self._compiled is None:
             return False
         self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
-        if self._maybe_thinking and self._thinking is not None and self._thinking.start is not None:
-            _allow_token(mask, self._thinking.start)
+        if self._stage is _Stage.OPENING and not self._within:
+            _allow(mask, self._thinking.start[0])
+        elif self._stage is _Stage.BETWEEN and self._seen < _MOST_BLANK:
+            _allow(mask, *self._thinking.blank)
         return True
 
     def accept(self, token: int) -> None:
         """Go on after `token`."""
-        if self._thinking is not None and not self._leaves_thinking_out(self._thinking, token):
-            self._think(self._thinking, token)
-        elif self._matcher is not None:
+        if self._within:
+            self._matcher.consume_token(token)
+        match self._stage:
+            case _Stage.OPENING:
+                self._open(token)
+            case _Stage.THINKING:
+                self._recent = (*self._recent, token)[-len(self._thinking.end) :]
+                if self._recent == self._thinking.end:
+                    self._end_thinking()
+                else:
+                    self._seen += 1
+                    self._keep_to_budget()
+            case _Stage.CLOSING:
+                self._seen += 1
+                if self._seen == len(self._thinking.closing):
+                    self._end_thinking()
+            case _Stage.BETWEEN if self._may_skip(token):
+                self._seen += 1
+            case _Stage.BETWEEN | _Stage.BOUND:
+                self._follow(token)
+
+    @property
+    def _matcher(self) -> "LLMatcher":
+        if self._copy is None:
+            if self._compiled is None:
+                raise ValueError("there is no grammar")
+            self._copy = self._compiled.deep_copy()
+        return self._copy
+
+    def _enter(self, stage: _Stage) -> None:
+        self._stage, self._seen = stage, 0
+
+    def _open(self, token: int) -> None:
+        if token != self._thinking.start[self._seen]:
+            self._follow(token)
+        elif self._seen + 1 == len(self._thinking.start):
+            self._think()
+        else:
+            self._seen += 1
+
+    def _think(self) -> None:
+        self._enter(_Stage.THINKING)
+        self._keep_to_budget()
+
+    def _keep_to_budget(self) -> None:
+        budget = self._thinking.budget
+        if budget is not None and self._seen >= budget:
+            self._enter(_Stage.CLOSING)
+
+    def _end_thinking(self) -> None:
+        self._enter(_Stage.BOUND if self._within else _Stage.BETWEEN)
+
+    def _may_skip(self, token: int) -> bool:
+        return (
+            token in self._thinking.blank
+            and self._seen < _MOST_BLANK
+            and not (self._compiled is not None and self._matcher.validate_tokens([token]))
+        )
+
+    def _follow(self, token: int) -> None:
+        self._enter(_Stage.BOUND)
+        if self._compiled is not None and not self._within:
             self._matcher.consume_token(token)
 
-    def _leaves_thinking_out(self, thinking: Thinking, token: int) -> bool:
-        """Whether this is the first token of a sequence that might have begun to think and does not."""
-        if self._maybe_thinking:
-            self._maybe_thinking = False
-            if token != thinking.start:
-                self._thinking = None
-                return True
-        return False
 
-    def _think(self, thinking: Thinking, token: int) -> None:
-        self._spent += 1
-        self._recent = [*self._recent, token][-len(thinking.end) :]
-        if tuple(self._recent) == thinking.end:
-            self._thinking, self._forced = None, []
-        elif self._forced:
-            self._forced.pop()
-            if not self._forced:
-                self._thinking = None
-        elif thinking.budget is not None and self._spent >= thinking.budget:
-            self._forced = list(reversed(thinking.closing))
-
-
-def _allow_token(mask: np.ndarray, token: int) -> None:
-    mask[token // MASK_WORD_BITS] |= np.uint32(1 << token % MASK_WORD_BITS)
+def _allow(mask: np.ndarray, *tokens: int) -> None:
+    for token in tokens:
+        mask[token // MASK_WORD_BITS] |= np.uint32(1 << token % MASK_WORD_BITS)

@@ -128,6 +128,13 @@ class InputProcessor:
                 self._check_token(token, name)
         if params.stop:
             self._need_tokenizer("a stop string")
+        if params.structured_outputs:
+            self._need_tokenizer("a structured output")
+        if params.thinking_token_budget is not None and params.thinking is None:
+            raise InputError(
+                "thinking_token_budget is given, and only of a chat it is known where its thinking ends; leave it out",
+                field="thinking_token_budget",
+            )
 
     def _check_token(self, token: Any, field: str) -> None:
         vocab_size = self.limits.vocab_size

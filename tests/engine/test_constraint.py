@@ -1,6 +1,7 @@
 """What the next token of a sequence may be, with grammars over the demo model's tokenizer."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from jaxserve.engine.constraint import Constraint
 from jaxserve.engine.grammars import Grammars
 from jaxserve.errors import InputError
 from jaxserve.runner.step_batch import mask_words
-from jaxserve.sampling_params import Thinking
+from jaxserve.sampling_params import SamplingParams, Thinking
 from jaxserve.structured_outputs import MAX_CHARACTERS, StructuredOutputsParams
 
 VOCAB = 1280
@@ -23,6 +24,10 @@ OPEN, CLOSE = (TOKENIZER.convert_tokens_to_ids(text) for text in ("<think>", "</
 @pytest.fixture(scope="module")
 def grammars() -> Grammars:
     return Grammars(TOKENIZER, vocab_size=VOCAB, eos_token_ids=[END, PAD])
+
+
+def compiled(grammars: Grammars, **wanted: Any) -> Any:
+    return grammars.compiled(SamplingParams(structured_outputs=StructuredOutputsParams(**wanted)))
 
 
 def allowed(constraint: Constraint) -> set[int] | None:
@@ -59,7 +64,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_each_form_lets_through_what_it_means_and_ends_with_it(grammars, form):
     wanted, text = FORMS[form]
-    constraint = Constraint(grammars.matcher(StructuredOutputsParams(**wanted)), None)
+    constraint = Constraint(compiled(grammars, **wanted), None)
     assert constraint.binding
     assert follows(constraint, text)
     assert constraint.complete or END in (allowed(constraint) or set())
@@ -67,19 +72,19 @@ def test_each_form_lets_through_what_it_means_and_ends_with_it(grammars, form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_no_form_lets_anything_else_through(grammars, form):
-    constraint = Constraint(grammars.matcher(StructuredOutputsParams(**FORMS[form][0])), None)
+    constraint = Constraint(compiled(grammars, **FORMS[form][0]), None)
     assert not follows(constraint, "Hello there")
 
 
 def test_two_sequences_of_one_grammar_are_told_apart(grammars):
-    wanted = StructuredOutputsParams(choice=["ab", "cd"])
-    one, other = (Constraint(grammars.matcher(wanted), None) for _ in range(2))
+    matcher = compiled(grammars, choice=["ab", "cd"])
+    one, other = (Constraint(matcher, None) for _ in range(2))
     assert follows(one, "ab")
     assert follows(other, "cd")
 
 
 def test_thinking_is_free_and_the_grammar_binds_behind_it(grammars):
-    matcher = grammars.matcher(StructuredOutputsParams(choice=["7"]))
+    matcher = compiled(grammars, choice=["7"])
     constraint = Constraint(matcher, Thinking(end=(CLOSE,)))
     for token in [*ids("Let me see."), CLOSE]:
         assert allowed(constraint) is None
@@ -89,8 +94,8 @@ def test_thinking_is_free_and_the_grammar_binds_behind_it(grammars):
 
 @pytest.mark.parametrize("thinks", [True, False])
 def test_a_model_that_may_think_first_begins_with_either(grammars, thinks):
-    matcher = grammars.matcher(StructuredOutputsParams(choice=["7"]))
-    constraint = Constraint(matcher, Thinking(start=OPEN, end=(CLOSE,)))
+    matcher = compiled(grammars, choice=["7"])
+    constraint = Constraint(matcher, Thinking(start=(OPEN,), end=(CLOSE,)))
     assert allowed(constraint) == {OPEN, *ids("7")}
     if thinks:
         for token in (OPEN, *ids("So."), CLOSE):
@@ -100,9 +105,18 @@ def test_a_model_that_may_think_first_begins_with_either(grammars, thinks):
     assert constraint.complete
 
 
+def test_a_model_that_begins_as_thinking_does_may_go_on_as_it_likes():
+    constraint = Constraint(None, Thinking(start=(OPEN, 100, 101), end=(CLOSE,), budget=0, closing=(CLOSE,)))
+    for token in (OPEN, 100, 102):
+        assert allowed(constraint) is None
+        assert constraint.binding
+        constraint.accept(token)
+    assert not constraint.binding
+
+
 def test_a_spent_budget_closes_the_thinking_and_then_nothing_binds():
     closing = (*ids("\n"), CLOSE)
-    constraint = Constraint(None, Thinking(start=OPEN, end=(CLOSE,), budget=3, closing=closing))
+    constraint = Constraint(None, Thinking(start=(OPEN,), end=(CLOSE,), budget=2, closing=closing))
     for token in (OPEN, 100, 101):
         assert allowed(constraint) is None
         assert constraint.binding
@@ -162,18 +176,13 @@ def test_what_is_no_structured_output_is_refused_by_its_field(wanted, said):
 )
 def test_what_cannot_be_followed_is_refused_before_anything_runs(grammars, wanted, said):
     with pytest.raises(InputError, match=said):
-        grammars.matcher(StructuredOutputsParams(**wanted))
+        compiled(grammars, **wanted)
 
 
 def test_many_grammars_do_not_pile_up(grammars):
-    for number in range(200):
-        grammars.matcher(StructuredOutputsParams(choice=[f"number {number}"]))
-    assert len(grammars._kept) <= 64
-
-
-def test_without_a_tokenizer_no_grammar_can_be_followed():
-    with pytest.raises(InputError, match="structured_outputs need a tokenizer"):
-        Grammars(None, vocab_size=8, eos_token_ids=[]).matcher(StructuredOutputsParams(choice=["a"]))
+    for number in range(300):
+        compiled(grammars, choice=[f"number {number}"])
+    assert len(grammars._kept) <= 256
 
 
 def test_schemas_as_dict_and_as_text_are_the_same():

@@ -117,7 +117,7 @@ def test_the_grammar_binds_behind_the_thinking_which_is_the_models_own(llm):
     start, end = (tokenizer.convert_tokens_to_ids(text) for text in ("<think>", "</think>"))
     wanted = StructuredOutputsParams(regex=r"\n\n\{[0-9]+\}")
     sampling = SamplingParams(
-        temperature=0, max_tokens=200, structured_outputs=wanted, thinking=Thinking(start=start, end=(end,))
+        temperature=0, max_tokens=200, structured_outputs=wanted, thinking=Thinking(start=(start,), end=(end,))
     )
     text = llm.generate(prompt(llm, "What is 27+45?"), sampling)[0].outputs[0].text
     free = llm.generate(prompt(llm, "What is 27+45?"), SamplingParams(temperature=0, max_tokens=200))[0].outputs[0].text
@@ -129,7 +129,7 @@ def test_a_thinking_budget_cuts_the_thinking_and_leaves_the_answer_free(llm):
     tokenizer = llm.get_tokenizer()
     start, end = (tokenizer.convert_tokens_to_ids(text) for text in ("<think>", "</think>"))
     closing = (*tokenizer.encode("\n"), end)
-    thinking = Thinking(start=start, end=(end,), budget=6, closing=closing)
+    thinking = Thinking(start=(start,), end=(end,), budget=5, closing=closing)
     output = llm.generate(
         prompt(llm, "What is 27+45?"), SamplingParams(temperature=0, max_tokens=60, thinking=thinking)
     )[0].outputs[0]

@@ -65,7 +65,9 @@ def _load(start: ToCore, channel: Channel[ToCore]) -> "Engine":
         with lock:
             channel.send(Progress(stage, done, total))
 
-    return Engine(load(start.config, on_progress))
+    engine = Engine(load(start.config, on_progress))
+    engine.grammars.prepare()  # the first request with one would hold up all others
+    return engine
 
 
 def _end_with_server(connection: socket.socket, serving: threading.Event) -> None:

@@ -3,7 +3,7 @@
 import select
 import socket
 import time
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -14,6 +14,10 @@ _CHUNKS = 64  # that are read before others get their turn
 
 class Closed(Exception):
     """The other end of the socket is gone."""
+
+
+class HasFileno(Protocol):
+    def fileno(self) -> int: ...
 
 
 class Channel[Incoming]:
@@ -28,7 +32,6 @@ class Channel[Incoming]:
         self._encoder, self._decoder = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(incoming)
         self._chunk = memoryview(bytearray(_CHUNK))
         self._received, self._unsent = bytearray(), bytearray()
-        self._poll = select.poll()
 
     @property
     def unsent(self) -> int:
@@ -61,8 +64,11 @@ class Channel[Incoming]:
             self._wait(select.POLLOUT, None if deadline is None else max(0.0, deadline - time.monotonic()))
             self.flush()
 
-    def receive(self, *, wait: bool) -> list[Incoming]:
-        """The messages that have come; with `wait`, at least one. `Closed` when none will come any more."""
+    def receive(self, *, wait: bool, unless: HasFileno | None = None) -> list[Incoming]:
+        """The messages that have come; with `wait`, at least one. `Closed` when none will come any more.
+
+        It waits no longer than until `unless` can be read.
+        """
         while True:
             self.flush()
             is_open = self._read()
@@ -72,7 +78,7 @@ class Channel[Incoming]:
                 raise Closed
             if not wait:
                 return []
-            self._wait(select.POLLIN | (select.POLLOUT if self._unsent else 0))
+            wait = self._wait(select.POLLIN | (select.POLLOUT if self._unsent else 0), unless=unless)
 
     def close(self) -> None:
         self.socket.close()
@@ -102,6 +108,11 @@ class Channel[Incoming]:
         del self._received[:start]
         return messages
 
-    def _wait(self, events: int, seconds: float | None = None) -> None:
-        self._poll.register(self.socket, events)
-        self._poll.poll(None if seconds is None else 1000 * seconds)
+    def _wait(self, events: int, seconds: float | None = None, *, unless: HasFileno | None = None) -> bool:
+        """Wait for the socket, no longer than until `unless` can be read; False if it can."""
+        poll = select.poll()
+        poll.register(self.socket, events)
+        if unless is not None:
+            poll.register(unless, select.POLLIN)
+        ready = [fd for fd, _ in poll.poll(None if seconds is None else 1000 * seconds)]
+        return unless is None or unless.fileno() not in ready

@@ -1,13 +1,21 @@
 """The engine core's loop: messages are read between two steps, and what each step added is sent."""
 
 import contextlib
+import dataclasses
+import os
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from jaxserve.errors import InputError
 from jaxserve.server.core.channel import Channel, Closed
+from jaxserve.server.core.compiling import Compiling
 from jaxserve.server.core.messages import Abort, Add, Delta, Ping, Pong, Ready, Refused, Stepped, ToCore
+from jaxserve.stats import EngineStats
 
 if TYPE_CHECKING:  # it brings JAX with it
+    from llguidance import LLMatcher
+
     from jaxserve.engine.engine import Engine
 
 _MAX_UNSENT = 64 * 2**20  # bytes; a server that far behind has stopped reading
@@ -17,19 +25,25 @@ _LAST_WORDS_SECONDS = 5  # for the server to take what came before an error
 def describe(engine: "Engine") -> Ready:
     """What the server has to know of the engine."""
     return Ready(
-        engine.config, engine.inputs.limits, engine.sampling_defaults, engine.attention, engine.startup_seconds
+        engine.config,
+        engine.inputs.limits,
+        engine.sampling_defaults,
+        engine.attention,
+        engine.startup_seconds,
+        os.getpid(),
     )
 
 
 class CoreLoop:
     """Runs an `Engine` for the server at the other end of the channel, until that is closed.
 
-    Everything happens in one thread. It waits for messages only while the engine has nothing to do, and for the server
-    to read only if that is hopelessly behind.
+    Everything but the compilation of grammars happens in one thread. It waits for messages only while the engine has
+    nothing to do, and for the server to read only if that is hopelessly behind.
     """
 
     def __init__(self, engine: "Engine", channel: Channel[ToCore]):
         self._engine, self._channel = engine, channel
+        self._compiling = Compiling(engine.grammars)
         self._begun: list[str] = []  # requests, since the last message
         engine.on_begin = self._begun.append
 
@@ -37,8 +51,10 @@ class CoreLoop:
         """Returns once the server has gone, and raises what the engine fails with; the channel is closed either way."""
         try:
             while True:
-                for message in self._channel.receive(wait=not self._engine.has_unfinished):
+                for message in self._channel.receive(wait=not self._engine.has_unfinished, unless=self._compiling):
                     self._handle(message)
+                for add, compiled in self._compiling.take():
+                    self._add(add, compiled.result)
                 if self._engine.has_unfinished:
                     self._step()
         except Closed:
@@ -48,22 +64,33 @@ class CoreLoop:
                 self._channel.drain(_LAST_WORDS_SECONDS)
             raise
         finally:
+            self._compiling.close()
             self._channel.close()
 
     def _handle(self, message: ToCore) -> None:
         match message:
+            case Add() if self._engine.grammars.knows(message.params):
+                self._add(message, partial(self._engine.grammars.compiled, message.params))
             case Add():
-                self._add(message)
+                self._compiling.put(message)
             case Abort():
                 self._abort(message.request_ids)
             case Ping():
-                self._channel.send(Pong(self._engine.stats()))
+                stats = self._engine.stats()
+                self._channel.send(
+                    Pong(dataclasses.replace(stats, waiting=stats.waiting + self._compiling.completions))
+                )
             case _:
                 raise TypeError(f"the server sent {type(message).__name__} to an engine that runs")
 
-    def _add(self, message: Add) -> None:
+    def _stats(self) -> EngineStats:
+        stats = self._engine.stats()
+        return dataclasses.replace(stats, waiting=stats.waiting + self._compiling.completions)
+
+    def _add(self, message: Add, compiled: "Callable[[], LLMatcher | None]") -> None:
         added: list[str] = []
         try:
+            grammar = compiled()
             for request_id, checked in message.requests.items():
                 self._engine.add(
                     checked,
@@ -72,14 +99,16 @@ class CoreLoop:
                     priority=message.priority,
                     cache_salt=message.cache_salt,
                     stream=message.stream,
+                    grammar=grammar,
                 )
                 added.append(request_id)
         except InputError as error:
             self._abort(added)
-            self._channel.send(Refused([*message.requests], str(error)))
+            self._channel.send(Refused([*message.requests], str(error), error.field))
 
     def _abort(self, request_ids: list[str]) -> None:
         for request_id in request_ids:
+            self._compiling.drop(request_id)
             self._engine.abort(request_id)
 
     def _step(self) -> None:

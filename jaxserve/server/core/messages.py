@@ -71,6 +71,7 @@ class Ready(Message):
     sampling_defaults: dict[str, Any]
     attention: str
     startup_seconds: dict[str, float]
+    pid: int  # of its process
 
 
 class Delta(msgspec.Struct, array_like=True):
@@ -96,6 +97,7 @@ class Refused(Message):
 
     request_ids: list[str]
     sentence: str
+    field: str | None  # what is to be mended, where it is certain
 
 
 class Pong(Message):

@@ -117,9 +117,7 @@ def _turn(body: CountTokensRequest) -> Turn:
     return Turn(
         messages=body.conversation,
         sampling={},
-        tools=[tool.for_chat() for tool in body.tools or []],
-        tool_choice=body.chosen_tool,
-        parallel_tool_calls=not (body.tool_choice and body.tool_choice.disable_parallel_tool_use),
+        tools=body.called(),
         template=body.template_arguments(),
     )
 

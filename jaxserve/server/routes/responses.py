@@ -17,6 +17,7 @@ from jaxserve.server.incoming import read_body
 from jaxserve.server.openapi import GENERATES, Operation, describes
 from jaxserve.server.protocol.base import ResponseType
 from jaxserve.server.protocol.responses import (
+    AllowedTools,
     DeletedResponse,
     IncompleteDetails,
     InputDetails,
@@ -60,9 +61,7 @@ class Responses:
         turn = Turn(
             messages=instructions + messages,
             sampling=body.sampling_settings(),
-            tools=[tool.for_chat() for tool in body.tools or []],
-            tool_choice=body.chosen_tool,
-            parallel_tool_calls=body.parallel_tool_calls is not False,
+            tools=body.called(),
             template=body.template_arguments(),
             priority=body.priority,
             stream=bool(body.stream),
@@ -105,6 +104,11 @@ class Responses:
                 code="previous_response_not_found",
             )
         return stored.messages
+
+
+def _format(body: ResponsesRequest) -> dict[str, Any]:
+    given = body.text.format if body.text else None
+    return given.model_dump(by_alias=True, exclude_unset=True) if given else {"type": "text"}
 
 
 def _not_found(id: str) -> ApiError:
@@ -201,10 +205,11 @@ class _ResponseReply(Reply):
             reasoning={"effort": body.reasoning.effort if body.reasoning else None, "summary": None},
             store=self._store is not None,
             temperature=self._params.temperature,
+            text={"format": _format(body)},
             tool_choice=body.tool_choice.model_dump()
-            if isinstance(body.tool_choice, NamedFunction)
-            else body.chosen_tool,
-            tools=[tool.model_dump() | {"strict": False} for tool in body.tools or []],
+            if isinstance(body.tool_choice, NamedFunction | AllowedTools)
+            else body.tool_choice or "auto",
+            tools=[tool.model_dump() | {"strict": bool(tool.strict)} for tool in body.tools or []],
             top_p=self._params.top_p,
             user=body.user,
         )

@@ -1,0 +1,75 @@
+"""What a text has to be, in the Lark syntax that llguidance reads.
+
+https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from jaxserve.errors import InputError
+from jaxserve.structured_outputs import StructuredOutputsParams
+
+ANY_TEXT = r"/(.|\n)*/"
+# At most so much between two parts of JSON: models that may write blanks without an end sometimes do.
+WHITE_SPACE = r"[ \t\r\n]{1,32}"
+
+
+def quoted(text: str) -> str:
+    """A terminal that is just this text."""
+    return json.dumps(text).replace("\x7f", r"\u007f")
+
+
+def special_tokens(tokenizer: Any) -> dict[str, int]:
+    """The ids of the tokens that llguidance takes for none of the text, by their names."""
+    added = tokenizer.added_tokens_decoder.items() if tokenizer is not None else ()
+    return {
+        token.content: id
+        for id, token in added
+        if token.special or (token.content.startswith("<") and token.content.endswith(">"))
+    }
+
+
+def json_value(
+    schema: Mapping[str, Any], *, lenient: bool = False, wanted: StructuredOutputsParams | None = None
+) -> str:
+    """An expression for what a JSON schema allows. With `lenient`, keywords that are not supported are left out of it.
+
+    White space between the parts is what `wanted` says of it.
+    """
+    options: dict[str, Any] = {"whitespace_pattern": WHITE_SPACE, "lenient": lenient}
+    if wanted and wanted.whitespace_pattern is not None:
+        options["whitespace_pattern"] = wanted.whitespace_pattern
+    elif wanted and wanted.disable_any_whitespace:
+        options = {"whitespace_flexible": False, "lenient": lenient}
+    given = schema.get("x-guidance")  # llguidance's own options
+    return "%json " + json.dumps({**schema, "x-guidance": options | given if isinstance(given, dict) else options})
+
+
+def rule(name: str, wanted: StructuredOutputsParams | None) -> str:
+    """A rule for structured outputs, or for any text; `InputError` for what is no JSON."""
+    if wanted is None:
+        return f"{name}: {ANY_TEXT}"
+    if wanted.form in ("json", "json_object"):
+        return f"{name}: {json_value(_schema(wanted), wanted=wanted)}"
+    if wanted.choice is not None:
+        terminal = name.upper()  # of all choices: as rules, each of them would cost at every step
+        return f"{name}: {terminal}\n{terminal}: " + " | ".join(map(quoted, wanted.choice))
+    if wanted.regex is not None:
+        from llguidance import regex_to_lark  # here, since most engines never need it
+
+        return f"{name}: /{regex_to_lark(wanted.regex, '')}/"
+    return f"{name}: %lark {{\n{wanted.grammar}\n}}"
+
+
+def _schema(wanted: StructuredOutputsParams) -> dict[str, Any]:
+    text = wanted.json if isinstance(wanted.json, str) else '{"type": "object"}'  # a dict has become a text
+    try:
+        schema = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{wanted.name} is no JSON ({error}); give a schema", field=wanted.given_as) from error
+    if schema is True:
+        return {}
+    if not isinstance(schema, dict):
+        raise InputError(f"{wanted.name} is {text[:60]}; give an object", field=wanted.given_as)
+    return schema
