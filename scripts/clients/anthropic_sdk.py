@@ -1,4 +1,4 @@
-"""Anthropic's client: messages, streaming, thinking, tools, counted tokens."""
+"""Anthropic's client: messages, streaming, thinking, tools, structured output, counted tokens."""
 
 import asyncio
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 import anthropic
 import checks
 from checks import MODEL, Server, equal, holds
+from pydantic import BaseModel
 
 CHAT: dict[str, Any] = {
     "model": MODEL,
     "max_tokens": 300,
     "messages": [{"role": "user", "content": checks.QUESTION}],
-    "temperature": 0,
 }
 CALL = CHAT | {
     "messages": [{"role": "user", "content": checks.WEATHER_ASKED}],
@@ -23,6 +23,11 @@ CALL = CHAT | {
         }
     ],
 }
+
+
+class Person(BaseModel):
+    name: str
+    age: int
 
 
 def sdk(server: Server) -> anthropic.Anthropic:
@@ -63,7 +68,6 @@ def thinking(server: Server) -> None:
 
 
 def thinking_with_a_budget(server: Server) -> None:
-    server.needs("Thinking", "budget_tokens")
     asked = CHAT | {"max_tokens": 1500}
     answer = sdk(server).messages.create(**asked, thinking={"type": "enabled", "budget_tokens": 1024})
     equal("answer", answer.content[-1].text, checks.ANSWER)
@@ -86,6 +90,12 @@ def tools_streamed(server: Server) -> None:
         use = stream.get_final_message().content[-1]
     equal("used", (use.name, use.input), ("get_weather", checks.WEATHER_ARGUMENTS))
     holds("the input came in pieces", pieces)
+
+
+def structured_parse(server: Server) -> None:
+    asked = CHAT | {"messages": [{"role": "user", "content": "Anna is 37 years old. As JSON?"}]}
+    answer = sdk(server).messages.parse(**asked, output_format=Person)
+    holds("the answer is a Person", isinstance(answer.parsed_output, Person))
 
 
 def counted_tokens(server: Server) -> None:
@@ -120,5 +130,5 @@ def errors(server: Server) -> None:
 if __name__ == "__main__":
     checks.run(
         *(messages, messages_streamed, thinking, thinking_with_a_budget),
-        *(tools, tools_streamed, counted_tokens, side_by_side, errors),
+        *(tools, tools_streamed, structured_parse, counted_tokens, side_by_side, errors),
     )

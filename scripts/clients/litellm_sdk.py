@@ -7,6 +7,7 @@ from typing import Any
 
 import checks
 from checks import MODEL, Server, equal, holds
+from pydantic import BaseModel
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else it asks GitHub for prices when it is imported
 import litellm
@@ -16,6 +17,11 @@ CALL: dict[str, Any] = {
     "messages": [{"role": "user", "content": checks.WEATHER_ASKED}],
     "tools": [{"type": "function", "function": checks.WEATHER}],
 }
+
+
+class Person(BaseModel):
+    name: str
+    age: int
 
 
 def asked(server: Server, provider: str = "openai") -> dict[str, Any]:
@@ -52,6 +58,12 @@ def tools(server: Server) -> None:
     chunks = list(litellm.completion(**asked(server), **CALL, stream=True))
     (streamed,) = litellm.stream_chunk_builder(chunks).choices[0].message.tool_calls
     equal("streamed arguments", streamed.function.arguments, call.function.arguments)
+
+
+def structured_output(server: Server) -> None:
+    turn = {"role": "user", "content": "Anna is 37 years old. As JSON?"}
+    answer = litellm.completion(**asked(server), messages=[turn], response_format=Person)
+    Person.model_validate_json(answer.choices[0].message.content)
 
 
 def embedding(server: Server) -> None:
@@ -94,6 +106,6 @@ def side_by_side(server: Server) -> None:
 
 if __name__ == "__main__":
     checks.run(
-        *(completion, streaming, tools, embedding, text_completion),
+        *(completion, streaming, tools, structured_output, embedding, text_completion),
         *(by_vllms_provider, by_anthropics_provider, responses, side_by_side),
     )

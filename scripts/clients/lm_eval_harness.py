@@ -43,7 +43,7 @@ output_type: generate_until
 test_split: test
 doc_to_text: "{{question}}"
 doc_to_target: answer
-generation_kwargs: {until: ["\\n"], max_gen_toks: 300, temperature: 0.0}
+generation_kwargs: {until: ["Question:"], max_gen_toks: 300, temperature: 0.0}
 metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 """
 
@@ -66,8 +66,8 @@ def evaluate(server: Server, task: str, *words: str, model: str, path: str, **ar
         return [json.loads(line) for line in samples.read_text().splitlines()]
 
 
-def compare(server: Server, **arguments: object) -> None:
-    samples = evaluate(server, "likelihood", model="local-completions", path="/v1/completions", **arguments)
+def compare(server: Server, *words: str, **arguments: object) -> None:
+    samples = evaluate(server, "likelihood", *words, model="local-completions", path="/v1/completions", **arguments)
     equal("samples", len(samples), len(CHOICES))
     for sample in samples:
         document = sample["doc"]
@@ -90,7 +90,7 @@ def loglikelihoods_with_the_servers_tokenizer(server: Server) -> None:
 
 
 def loglikelihoods_in_batches_side_by_side(server: Server) -> None:
-    compare(server, tokenizer_backend="auto", batch_size=3, num_concurrent=2)
+    compare(server, "--batch_size", "3", tokenizer_backend="auto", num_concurrent=2)
 
 
 def generated_answers(server: Server) -> None:

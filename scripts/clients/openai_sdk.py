@@ -115,7 +115,6 @@ def tools_streamed(server: Server) -> None:
 
 
 def structured_parse(server: Server) -> None:
-    server.needs("ChatCompletionRequest", "response_format")
     asked = CHAT | {"messages": [{"role": "user", "content": "The shop is open. Anna, 37, owns it. As JSON?"}]}
     answer = sdk(server).chat.completions.parse(**asked, response_format=Shop)
     holds("the answer is a Shop", isinstance(answer.choices[0].message.parsed, Shop))
@@ -124,7 +123,6 @@ def structured_parse(server: Server) -> None:
 
 
 def strict_tools_parsed(server: Server) -> None:
-    server.needs("ChatCompletionRequest", "response_format")
     tool = openai.pydantic_function_tool(Person, name="keep_person", description="Keep a person")
     asked = CALL | {"tools": [tool], "tool_choice": "required"}
     (call,) = sdk(server).chat.completions.parse(**asked).choices[0].message.tool_calls
@@ -176,7 +174,6 @@ def responses_with_tools(server: Server) -> None:
 
 
 def responses_parsed(server: Server) -> None:
-    server.needs("TextConfig", "format")
     asked = RESPONSE | {"input": "The shop is open. Anna, 37, owns it. As JSON?"}
     answer = sdk(server).responses.parse(**asked, text_format=Shop)
     holds("the answer is a Shop", isinstance(answer.output_parsed, Shop))
