@@ -193,3 +193,20 @@ def test_bench_pages_counts_what_a_window_lets_go(tmp_path: Path, capsys: pytest
     share = long["bytes"] / long["bytes_without_windows"]
     assert windows.count(None) / len(windows) < share < windows.count(None) / len(windows) + 0.1
     assert "that keep everything" in capsys.readouterr().out
+
+
+def test_constrained_requests_are_measured_beside_free_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "result.json"
+    sizes = ["--requests", "2", "--input-len", "8", "--output-len", "12", "--rounds", "2", "--output-json", str(file)]
+    assert main(["bench", "structured", *sizes, "--max-num-batched-tokens", "32", "--page-size", "16"]) == 0
+    report = json.loads(file.read_text())
+    assert set(report["tpot_seconds"]) == {"alone", "beside free", "beside constrained"}
+    assert all(found["median"] > 0 for found in report["tpot_seconds"].values())
+    assert (report["settings"]["max_num_seqs"], report["settings"]["max_model_len"]) == (4, 20)
+    printed = capsys.readouterr().out
+    for row in ("2 free, alone", "2 free, beside 2 free", "2 free, beside 2 constrained", "than beside free ones"):
+        assert row in printed
+    assert max(map(len, printed.splitlines())) < 130
+
+    assert main(["bench", "structured", "--output-len", "1"]) == 2
+    assert "fewer than two tokens" in capsys.readouterr().err

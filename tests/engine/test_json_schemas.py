@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from jsonschema import Draft202012Validator, FormatChecker
+from jsonschema import Draft202012Validator
 
 from jaxserve import LLM, InputError, SamplingParams, StructuredOutputsParams
 
@@ -145,7 +145,13 @@ def _text(random: Random, *_: object) -> dict[str, Any]:
             low = random.randint(0, 4)
             return {"type": "string", "minLength": low, "maxLength": low + random.randint(0, 12)}
         case 1:
-            patterns = ["^[A-Z]{2}-[0-9]{3}$", "^(red|green|blue)$", r"^\d{1,3}(,\d{3})*$", "^[a-zé]{2,8}$", r"^\w+@\w+$"]
+            patterns = [
+                "^[A-Z]{2}-[0-9]{3}$",
+                "^(red|green|blue)$",
+                r"^\d{1,3}(,\d{3})*$",
+                "^[a-zé]{2,8}$",
+                r"^\w+@\w+$",
+            ]
             return {"type": "string", "pattern": random.choice(patterns), "maxLength": 16}
         case _:
             formats = ["date", "time", "date-time", "duration", "ipv4", "ipv6", "uuid", "email", "hostname"]
@@ -235,7 +241,7 @@ def test_every_answer_is_what_its_schema_allows(llm: LLM):
             continue
         assert answer.finish_reason == "stop", (answer.stop_reason, schema)
         finished += 1
-        validator = Draft202012Validator(read(json.dumps(schema)), format_checker=FormatChecker())
+        validator = Draft202012Validator(read(json.dumps(schema)), format_checker=Draft202012Validator.FORMAT_CHECKER)
         try:
             problems = [error.message for error in validator.iter_errors(read(answer.text))]
         except ValueError as error:
