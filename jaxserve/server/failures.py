@@ -32,6 +32,10 @@ class NoPlaceInTime(Unserved):
     status, retry_after = 503, _SOON
 
 
+class GrammarFailed(Unserved):
+    """An answer has come to where its grammar cannot be followed any further."""
+
+
 class TookTooLong(Unserved):
     """The request has taken as long as it may."""
 
