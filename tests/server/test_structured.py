@@ -1,4 +1,4 @@
-"""Answers that have to have a form: OpenAI's, vLLM's and Anthropic's ways to ask for it, and what is wrong with them."""
+"""Answers that have to have a form: OpenAI's, vLLM's and Anthropic's ways to ask for it, and what is refused."""
 
 import json
 import re
@@ -205,7 +205,6 @@ WRONG: list[tuple[dict[str, Any], str, list[str]]] = [
     ({"guided_json": CAPITAL, "guided_regex": "a"}, "guided_regex", ["guided_json and guided_regex"]),
     ({"guided_decoding_backend": "xgrammar"}, "guided_decoding_backend", ["other than 'auto'"]),
     ({"guided_regex": "((a{1000}){1000}){1000}"}, "guided_regex", ["cannot be followed"]),
-    ({"guided_json": {"type": "array", "items": {"minLength": 10**9, "type": "string"}}}, "guided_json", []),
 ]
 
 
@@ -216,7 +215,7 @@ def test_what_is_no_form_is_refused_by_its_field(
 ) -> None:
     asked = {"prompt": "Hello"} if path == COMPLETIONS else {"messages": CONVERSATION}
     found = error(client.post(path, json=asked | {"max_tokens": 5} | fields), 400)
-    assert found["param"].split(".dict")[0].split(".str")[0] == param
+    assert found["param"] == param
     assert [text for text in told if text not in found["message"]] == []
     asked |= {"stream": True}
     assert error(client.post(path, json=asked | {"max_tokens": 5} | fields), 400) == found
