@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from jaxserve.chat.events import Answer, as_delta
 from jaxserve.chat.tools import Tools
+from jaxserve.engine.detokenizer import TokenBytes
 from jaxserve.errors import InputError
 from jaxserve.outputs import CompletionOutput, RequestOutput
 from jaxserve.server.incoming import read_body
@@ -67,17 +68,25 @@ class Chat:
         id = new_id("chatcmpl-", body.request_id)
         logger.debug("%s: user %r, %s", id, body.user, turn.sampling)
         deltas, answers = await turn.begin(engine, id)
-        reply = _ChatReply(id, self._served.name, body, answers, turn.tools)
+        reply = _ChatReply(id, self._served.name, body, answers, turn.tools, engine.tokens)
         return await answer(request, reply, deltas, stream=body.stream)
 
 
 class _ChatReply(Reply):
     """Choice i is completion i of the conversation."""
 
-    def __init__(self, id: str, model: str, body: ChatCompletionRequest, answers: Answers, tools: Tools):
+    def __init__(
+        self,
+        id: str,
+        model: str,
+        body: ChatCompletionRequest,
+        answers: Answers,
+        tools: Tools,
+        tokens: TokenBytes | None,
+    ):
         super().__init__(id, model)
         self.usage_in_chunks = body.include_usage is UsageWanted.EVERYWHERE
-        self._body, self._answers, self._tools = body, answers, tools
+        self._body, self._answers, self._tools, self._tokens = body, answers, tools, tokens
         self._begun: set[int] = set()  # choices whose role has been told
         self._calls: set[int] = set()  # choices that call tools
 
@@ -166,4 +175,4 @@ class _ChatReply(Reply):
     def _logprobs(self, completion: CompletionOutput) -> ChatLogprobs | None:
         if completion.logprobs is None:
             return None
-        return chat_logprobs(completion.token_ids, completion.logprobs, self._body.top_logprobs or 0)
+        return chat_logprobs(completion.token_ids, completion.logprobs, self._body.top_logprobs or 0, self._tokens)
