@@ -217,3 +217,20 @@ def test_a_server_that_is_not_there_or_does_not_answer_to_the_end_is_told(capsys
     assert "no server of OpenAI's API answers at http://127.0.0.1:9" in capsys.readouterr().err
     assert main(["bench", "serve", "--url", "http://127.0.0.1:9", "--compare-offline"]) == 2
     assert "--url and --compare-offline were both given" in capsys.readouterr().err
+
+
+def test_constrained_requests_are_measured_beside_free_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "result.json"
+    sizes = ["--requests", "2", "--input-len", "8", "--output-len", "12", "--rounds", "2", "--output-json", str(file)]
+    assert main(["bench", "structured", *sizes, "--max-num-batched-tokens", "32", "--page-size", "16"]) == 0
+    report = json.loads(file.read_text())
+    assert set(report["tpot_seconds"]) == {"alone", "beside free", "beside constrained"}
+    assert all(found["median"] > 0 for found in report["tpot_seconds"].values())
+    assert (report["settings"]["max_num_seqs"], report["settings"]["max_model_len"]) == (4, 20)
+    printed = capsys.readouterr().out
+    for row in ("2 free, alone", "2 free, beside 2 free", "2 free, beside 2 constrained", "than beside free ones"):
+        assert row in printed
+    assert max(map(len, printed.splitlines())) < 130
+
+    assert main(["bench", "structured", "--output-len", "1"]) == 2
+    assert "fewer than two tokens" in capsys.readouterr().err
