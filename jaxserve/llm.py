@@ -1,7 +1,6 @@
 """`LLM`: the Python API, in-process and offline."""
 
 import contextlib
-import dataclasses
 import itertools
 import sys
 import time
@@ -14,6 +13,7 @@ from flax import nnx
 
 from jaxserve.chat.events import as_delta
 from jaxserve.chat.parser import AnswerParser, whole_answer
+from jaxserve.chat.tools import Choice, Tools
 from jaxserve.config import EngineConfig
 from jaxserve.engine.engine import Engine
 from jaxserve.engine.input_processor import Prompt
@@ -80,22 +80,27 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         tools: list[dict[str, Any]] | None = None,
+        tool_choice: Choice = "auto",
+        parallel_tool_calls: bool = True,
         chat_template_kwargs: dict[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """The answers to one conversation or several, rendered with the model's own chat template.
 
         Each output has a `message` in OpenAI's shape, with `reasoning_content` and `tool_calls` where there are any,
-        which the conversation can go on with; its `text` is all that the model wrote. `chat_template_kwargs` are what
-        `render_chat` takes, such as `{"enable_thinking": False}`.
+        which the conversation can go on with; its `text` is all that the model wrote. Structured outputs bind the
+        answer behind the thinking. `tool_choice` is in OpenAI's forms. `chat_template_kwargs` are what `render_chat`
+        takes, such as `{"enable_thinking": False}`.
         """
         one = bool(messages) and isinstance(messages[0], dict)
         conversations: list[Any] = [messages] if one else list(messages)
-        prompts = [self.render_chat(m, tools=tools, **(chat_template_kwargs or {})) for m in conversations]
+        called = Tools.of(tools, tool_choice, parallel=parallel_tool_calls)
+        prompts = [self._chat_prompt(m, called, chat_template_kwargs) for m in conversations]
         given = _one_each(sampling_params or self.get_default_sampling_params(), len(prompts), "sampling_params")
-        outputs = self.generate(prompts, [self._readable(params, tools) for params in given])
+        settings = [self._for_answer(prompt, each, called) for prompt, each in zip(prompts, given, strict=True)]
+        outputs = self.generate(prompts, settings)
         for output, params in zip(outputs, given, strict=True):
             for completion in output.outputs if params.detokenize else ():
-                parser = self._parser(output.prompt_token_ids, params, tools)
+                parser = self._parser(output.prompt_token_ids, params, called)
                 completion.message = whole_answer(parser, completion).as_message()
         return outputs
 
@@ -105,12 +110,15 @@ class LLM:
         sampling_params: SamplingParams | None = None,
         *,
         tools: list[dict[str, Any]] | None = None,
+        tool_choice: Choice = "auto",
+        parallel_tool_calls: bool = True,
         chat_template_kwargs: dict[str, Any] | None = None,
     ) -> Iterator[RequestOutput]:
         """What each step adds to the answers to one conversation. The `message` is a delta in OpenAI's shape."""
         params = sampling_params or self.get_default_sampling_params()
-        prompt = self.render_chat(messages, tools=tools, **(chat_template_kwargs or {}))
-        return self._read(self.stream(prompt, self._readable(params, tools)), params, tools)
+        called = Tools.of(tools, tool_choice, parallel=parallel_tool_calls)
+        prompt = self._chat_prompt(messages, called, chat_template_kwargs)
+        return self._read(self.stream(prompt, self._for_answer(prompt, params, called)), params, called)
 
     def embed(
         self, prompts: Prompt | Sequence[Prompt], *, pooling: str = "mean", normalize: bool = True
@@ -133,7 +141,7 @@ class LLM:
 
     def render_chat(
         self, messages: Sequence[Message], *, tools: list[dict[str, Any]] | None = None, **kwargs: Any
-    ) -> Prompt:
+    ) -> dict[str, Any]:
         """The prompt that `chat` makes of a conversation.
 
         `kwargs` are variables of the template, or `documents`, `add_generation_prompt`, `continue_final_message`,
@@ -182,21 +190,20 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _readable(self, params: SamplingParams, tools: list[dict[str, Any]] | None) -> SamplingParams:
-        """The same settings, with the special tokens in the text that a parser has to see."""
-        shown = self.engine.inputs.chat.needs_special_tokens(tools=bool(tools))
-        return dataclasses.replace(params, skip_special_tokens=params.skip_special_tokens and not shown)
+    def _chat_prompt(
+        self, messages: Sequence[Message], tools: Tools, arguments: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        return self.render_chat(messages, tools=[*tools.shown], **(arguments or {}))
 
-    def _parser(
-        self, prompt_token_ids: list[int], params: SamplingParams, tools: list[dict[str, Any]] | None
-    ) -> AnswerParser:
+    def _for_answer(self, prompt: dict[str, Any], params: SamplingParams, tools: Tools) -> SamplingParams:
+        return self.engine.inputs.chat.settings(params, prompt["prompt_token_ids"], tools)
+
+    def _parser(self, prompt_token_ids: list[int], params: SamplingParams, tools: Tools) -> AnswerParser:
         return self.engine.inputs.chat.parser(
             prompt_token_ids, tools=tools, skip_special_tokens=params.skip_special_tokens
         )
 
-    def _read(
-        self, deltas: Iterator[RequestOutput], params: SamplingParams, tools: list[dict[str, Any]] | None
-    ) -> Iterator[RequestOutput]:
+    def _read(self, deltas: Iterator[RequestOutput], params: SamplingParams, tools: Tools) -> Iterator[RequestOutput]:
         parsers: dict[int, AnswerParser] = {}
         with contextlib.closing(deltas):  # type: ignore[type-var]
             for delta in deltas:

@@ -180,9 +180,10 @@ def kept_tokenizer(directory: Path, seed: int) -> PreTrainedTokenizerFast:
 
 SHORT_ROWS, SHORT_LENGTH = 4, 416
 COPY_STEPS = 1500  # before them no long rows: finding a word far back waits for copying at all
-# Copying, which half of the tasks wait for, and copying from the right one of two places that look alike.
-HARDEST = (demo_tasks.repeat, demo_tasks.tools_alike, demo_tasks.tools_alike)
-HARDEST_SHARE = 0.3  # of the items, besides the tasks' own shares
+# Copying, which half of the tasks wait for; once it is there, copying from the right one of two places that look alike.
+HARDEST = (demo_tasks.repeat, demo_tasks.tools)
+HARDEST_LATER, LATER = (demo_tasks.repeat, demo_tasks.tools_alike), 2500  # steps
+HARDEST_SHARE = 0.25  # of the items, besides the tasks' own shares
 LONG_EVERY, LONG_LENGTHS = 2, (1024, 2048)
 WAITING = 6
 WORDS_PER_TOKEN = 0.85  # of filler, so that a long row's prompt fills it
@@ -232,10 +233,11 @@ def pack(tokenizer: PreTrainedTokenizerFast, items: Iterator[demo_tasks.Item], r
 def step_batch(tokenizer: PreTrainedTokenizerFast, seed: int, step: int, *, held_out: bool) -> list[Rows]:
     """Step `step`'s batch, which depends on nothing else: rows of short items, at times a long one."""
     rng = random.Random(f"{seed} {step} {held_out}")
+    hardest = HARDEST if step < LATER else HARDEST_LATER
 
     def items() -> Iterator[demo_tasks.Item]:
         while True:
-            maker = rng.choice(HARDEST) if rng.random() < HARDEST_SHARE else None
+            maker = rng.choice(hardest) if rng.random() < HARDEST_SHARE else None
             yield demo_tasks.draw(rng, held_out=held_out, maker=maker)
 
     mixed = items()
@@ -426,7 +428,7 @@ def parse_arguments() -> argparse.Namespace:
         default=Path("demo_checkpoints"),
         help="where to keep checkpoints and continue from; remove it to start anew (%(default)s)",
     )
-    parser.add_argument("--steps", type=int, default=6_300, help="training steps, over all restarts (%(default)s)")
+    parser.add_argument("--steps", type=int, default=6_500, help="training steps, over all restarts (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the text (%(default)s)")
     return parser.parse_args()
 

@@ -1,24 +1,29 @@
 """How one model speaks: its conversations as prompts, and its text as answers."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxserve.chat import harmony, styles
+from jaxserve import lark
+from jaxserve.chat import harmony, styles, tool_grammars
 from jaxserve.chat.calls import Calls
 from jaxserve.chat.events import Content
-from jaxserve.chat.messages import for_template, tool_names
+from jaxserve.chat.messages import for_template
 from jaxserve.chat.parser import AnswerParser
 from jaxserve.chat.reasoning_tokens import BetweenTags, InChannel, ReasoningTokens
 from jaxserve.chat.source import Parsing, Source
 from jaxserve.chat.styles import GPT_OSS, GPT_OSS_TOOLS, REASONING, TOOLS
 from jaxserve.chat.template import ChatTemplate, Renderer
-from jaxserve.chat.thinking import opens_thinking, thinking
+from jaxserve.chat.thinking import closes_thinking, opens_thinking, thinking
+from jaxserve.chat.tools import Tools
 from jaxserve.errors import InputError, nearest
+from jaxserve.sampling_params import ChatGrammar, SamplingParams, Thinking
 
 _SWITCHES = ("enable_thinking", "thinking")  # what templates call the variable that turns reasoning off
 _GPT_OSS_EFFORTS = ("low", "medium", "high")
+_NO_TOOLS = Tools()
 
 
 class ChatFormat:
@@ -39,6 +44,7 @@ class ChatFormat:
         self._tokenizer = tokenizer
         self._added = {token.content: id for id, token in tokenizer.added_tokens_decoder.items()}
         self._special = tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+        self._not_text = lark.special_tokens(tokenizer)
         self._template = None
         if source := _read(chat_template) if chat_template else tokenizer.chat_template:
             self._template = ChatTemplate(source, tokenizer.special_tokens_map, Renderer())
@@ -55,6 +61,7 @@ class ChatFormat:
                 f"reasoning_parser={reasoning_parser!r} does not go with tool_call_parser={tool_call_parser!r}; "
                 f"{GPT_OSS!r} and {GPT_OSS_TOOLS!r} belong together"
             )
+        self._in_channels = reasoning_parser == GPT_OSS
         self._tags = REASONING.get(reasoning_parser)
         self._tool_style = TOOLS.get(tool_call_parser)
 
@@ -89,7 +96,7 @@ class ChatFormat:
             if value and name not in names:
                 raise InputError(f"{name} is given, and this model's chat template knows none; leave it out")
         if tools:
-            tool_names(tools)
+            Tools.of(tools)
             if self._tools_unknown:
                 raise InputError(
                     "tools is given, and it is not known how this model calls them; start the engine with "
@@ -133,41 +140,57 @@ class ChatFormat:
 
     def needs_special_tokens(self, *, tools: bool) -> bool:
         """Whether the parser has to see special tokens in the text, because some of the style's marks are such."""
-        if self.reasoning_parser == GPT_OSS:
+        if self._in_channels:
             return True
         marks = (*(self._tags or ()), *(self._tool_style.markers if tools and self._tool_style else ()))
         return any(mark in self._special for mark in marks)
 
+    def settings(
+        self, params: SamplingParams, prompt_token_ids: Sequence[int], tools: Tools = _NO_TOOLS
+    ) -> SamplingParams:
+        """What the engine is given for an answer to this prompt, with `params` for the rest.
+
+        With that the text has what the parser has to see, tools are called as is asked for, structured outputs bind
+        behind the thinking, and that keeps to its budget. `InputError` for what this model cannot keep to.
+        """
+        turn = self._last_turn(prompt_token_ids)
+        grammar = self._grammar(params, turn, tools)
+        thinking = None
+        if grammar or params.structured_outputs or params.thinking_token_budget is not None:
+            in_grammar = self._in_channels and grammar is not None
+            thinking = self._thinking(turn, params.thinking_token_budget, in_grammar=in_grammar)
+        return dataclasses.replace(
+            params,
+            skip_special_tokens=params.skip_special_tokens and not self.needs_special_tokens(tools=bool(tools.shown)),
+            thinking=thinking,
+            thinking_token_budget=None if thinking is None else thinking.budget,
+            chat_grammar=grammar,
+        )
+
     def parser(
-        self,
-        prompt_token_ids: Sequence[int],
-        *,
-        tools: Sequence[dict[str, Any]] | None = None,
-        parallel_tool_calls: bool = True,
-        skip_special_tokens: bool = True,
+        self, prompt_token_ids: Sequence[int], *, tools: Tools = _NO_TOOLS, skip_special_tokens: bool = True
     ) -> AnswerParser:
         """A parser of one answer to this prompt, whose text has its special tokens if `needs_special_tokens`.
 
         Without `tools` nothing is taken for a call. `skip_special_tokens` leaves the others out of what is read.
         """
-        dropped = self._special if skip_special_tokens and self.needs_special_tokens(tools=bool(tools)) else ()
-        names = tool_names(tools or ())
-        max_calls = None if parallel_tool_calls else 1
-        if self.reasoning_parser == GPT_OSS:
-            calls = Calls(names, styles.make_call_id) if tools else None
+        shown = bool(tools.shown)
+        dropped = self._special if skip_special_tokens and self.needs_special_tokens(tools=shown) else ()
+        names = frozenset(function.name for function in tools.callable)
+        max_calls = None if tools.parallel else 1
+        turn = self._last_turn(prompt_token_ids)
+        if self._in_channels:
+            calls = Calls(names, styles.make_call_id) if shown else None
             return AnswerParser(
                 functools.partial(harmony.harmony, calls=calls),
                 dropped=dropped,
-                prompt=self._since(prompt_token_ids, {self._added.get(harmony.START)}),
+                prompt=turn,
                 max_calls=max_calls,
                 reasoning_tokens=self._tokens_in_channel(),
             )
-        inside = False
-        if self._tags:
-            others = {id for token, id in self._added.items() if token not in self._tags}
-            inside = opens_thinking(self._since(prompt_token_ids, others), self._tags)
+        inside = self._tags is not None and opens_thinking(turn, self._tags)
         return AnswerParser(
-            functools.partial(self._parse, names=names if tools else None, inside=inside),
+            functools.partial(self._parse, names=names if shown else None, inside=inside),
             dropped=dropped,
             max_calls=max_calls,
             reasoning_tokens=self._tokens_between_tags(inside=inside),
@@ -180,12 +203,78 @@ class ChatFormat:
             yield from self._tool_style.parse(source, Calls(names, self._tool_style.make_id))
         yield from source.until(Content)
 
-    def _since(self, token_ids: Sequence[int], bounds: set[int | None]) -> str:
-        """The text after the last token of `bounds`."""
+    def _last_turn(self, token_ids: Sequence[int]) -> str:
+        """The end of a prompt in which its answer has begun: what stands after the last mark of another kind."""
+        if self._in_channels:
+            bounds = {self._added.get(harmony.START)}
+        else:
+            bounds = {id for token, id in self._added.items() if token not in (self._tags or ())}
         start = len(token_ids)
         while start and token_ids[start - 1] not in bounds:
             start -= 1
         return self._tokenizer.decode(token_ids[start:], skip_special_tokens=False)
+
+    def _grammar(self, params: SamplingParams, turn: str, tools: Tools) -> ChatGrammar | None:
+        """What the answer is made of, where that is more than structured outputs say and less than anything."""
+        wanted = params.structured_outputs
+        marks = tool_grammars.Marks(self._not_text, self.template or "")
+        if self._in_channels and (wanted or tools.restrained):
+            if harmony.MESSAGE not in turn:
+                return tool_grammars.of_channels(tools, wanted, marks)
+            if tools.required:
+                raise InputError(
+                    "tool_choice asks for a call in an answer that has begun; leave it out", field="tool_choice"
+                )
+        elif tools.restrained or (wanted and tools.shown):
+            if self._tool_style is None:
+                field = "tool_choice" if tools.required else "tools"
+                raise InputError(
+                    f"{field} asks for calls of a certain form, and this engine was started with "
+                    f"tool_call_parser={self.tool_call_parser!r}; leave it out",
+                    field=field,
+                )
+            return tool_grammars.of_calls(self._tool_style.grammar, tools, wanted, marks)
+        return None
+
+    def _thinking(self, turn: str, budget: int | None, *, in_grammar: bool) -> Thinking | None:
+        """How an answer thinks; None if it does not, as where the prompt has done with it."""
+        if self._in_channels:
+            if harmony.MESSAGE in turn:
+                return None
+            channel, message, end = (self._token(mark) for mark in (harmony.CHANNEL, harmony.MESSAGE, harmony.END))
+            start = (channel, *self._tokenizer.encode("analysis", add_special_tokens=False), message)
+            return Thinking(start=start, end=(end,), budget=budget, closing=(end,), in_grammar=in_grammar)
+        if self._tags is None:
+            if budget is not None:
+                raise InputError(
+                    "thinking_token_budget is given, and it is not known how this model thinks; leave it out, or start "
+                    "the engine with reasoning_parser",
+                    field="thinking_token_budget",
+                )
+            return None
+        if closes_thinking(turn, self._tags):
+            return None
+        end = self._token(self._tags.close)
+        start = () if opens_thinking(turn, self._tags) else (self._token(self._tags.open),)
+        breaks = self._line_breaks
+        closing = (*breaks[:1], end)
+        return Thinking(start=start, end=(end,), budget=budget, closing=closing, blank=breaks)
+
+    def _token(self, mark: str) -> int:
+        if mark not in self._added:
+            raise InputError(
+                f"this model's tokenizer has no token for {mark!r}, so that nothing can be bound to where its thinking "
+                "begins or ends; leave structured outputs, tool_choice and thinking_token_budget out"
+            )
+        return self._added[mark]
+
+    @functools.cached_property
+    def _line_breaks(self) -> tuple[int, ...]:
+        """The tokens that are one line break, or two, the shortest first."""
+        found = dict.fromkeys(
+            token for text in ("\n", "\n\n") for token in self._tokenizer.encode(text, add_special_tokens=False)
+        )
+        return tuple(token for token in found if set(self._tokenizer.decode([token])) == {"\n"})
 
     def _tokens_between_tags(self, *, inside: bool) -> ReasoningTokens | None:
         if not self._tags or not all(tag in self._added for tag in self._tags):

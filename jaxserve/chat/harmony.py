@@ -10,9 +10,9 @@ from jaxserve.chat.calls import Calls
 from jaxserve.chat.events import CallArguments, Content, Event, Reasoning
 from jaxserve.chat.source import Parsing, Source
 
-START, CHANNEL, MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
-MARKERS = (START, CHANNEL, MESSAGE, "<|constrain|>", "<|end|>", "<|call|>", "<|return|>")
-ENDS = ("<|end|>", "<|call|>", "<|return|>", START)
+START, CHANNEL, MESSAGE, CONSTRAIN, END = "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>"
+MARKERS = (START, CHANNEL, MESSAGE, CONSTRAIN, END, "<|call|>", "<|return|>")
+ENDS = (END, "<|call|>", "<|return|>", START)
 _RECIPIENT = re.compile(r"\bto=(?:functions\.)?([\w.-]+)")
 _CHANNEL = re.compile(re.escape(CHANNEL) + r"\s*(\w+)")
 

@@ -17,18 +17,6 @@ def for_template(messages: Sequence[Any]) -> list[dict[str, Any]]:
     return [_for_template(message, f"messages[{number}]") for number, message in enumerate(messages)]
 
 
-def tool_names(tools: Sequence[Any]) -> frozenset[str]:
-    """The names of a request's tools; `InputError` if one of them is no function with a name."""
-    for number, tool in enumerate(tools):
-        function = tool.get("function") if isinstance(tool, dict) and tool.get("type") == "function" else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise InputError(
-                f"tools[{number}] is no function with a name; "
-                "give {'type': 'function', 'function': {'name': ..., 'parameters': ...}}"
-            )
-    return frozenset(tool["function"]["name"] for tool in tools)
-
-
 def _for_template(given: Any, place: str) -> dict[str, Any]:
     if not isinstance(given, dict) or not isinstance(given.get("role"), str):
         raise InputError(f"{place} is no message; give a dict with a role and content")

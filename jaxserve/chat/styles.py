@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
-from jaxserve.chat import harmony
+from jaxserve.chat import harmony, tool_grammars
 from jaxserve.chat.calls import Calls
 from jaxserve.chat.source import Parsing, Source
 from jaxserve.chat.thinking import MISTRAL_THINK, THINK, Tags
@@ -27,15 +27,16 @@ def _mistral_id() -> str:
 
 class ToolStyle(NamedTuple):
     parse: Callable[[Source, Calls], Parsing[None]]
+    grammar: tool_grammars.Style
     markers: tuple[str, ...]
     make_id: Callable[[], str] = make_call_id
 
 
 REASONING: dict[str, Tags] = {"qwen3": THINK, "deepseek_r1": THINK, "mistral": MISTRAL_THINK}
 TOOLS: dict[str, ToolStyle] = {
-    "hermes": ToolStyle(hermes, ("<tool_call>", "</tool_call>")),
-    "llama3_json": ToolStyle(llama3_json, ("<|python_tag|>",)),
-    "mistral": ToolStyle(mistral, ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"), _mistral_id),
+    "hermes": ToolStyle(hermes, tool_grammars.hermes, ("<tool_call>", "</tool_call>")),
+    "llama3_json": ToolStyle(llama3_json, tool_grammars.llama3_json, ("<|python_tag|>",)),
+    "mistral": ToolStyle(mistral, tool_grammars.mistral, ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"), _mistral_id),
 }
 
 REASONING_PARSERS = ("auto", "none", *REASONING, GPT_OSS)

@@ -33,3 +33,8 @@ def thinking(source: Source, tags: Tags, *, inside: bool) -> Parsing[None]:
 def opens_thinking(turn: str, tags: Tags) -> bool:
     """Whether the last turn of a prompt leaves its reasoning open, so that what is written next is reasoning."""
     return turn.rfind(tags.open) > turn.rfind(tags.close)
+
+
+def closes_thinking(turn: str, tags: Tags) -> bool:
+    """Whether it has done with reasoning, as templates do where that is turned off."""
+    return turn.rfind(tags.close) > turn.rfind(tags.open)

@@ -1,11 +1,13 @@
 """HuggingFace model directories, read onto a mesh shard by shard and written back."""
 
+import functools
 import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -57,6 +59,12 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 def abstract_model(config: ModelConfig, dtype: jnp.dtype) -> tuple[nnx.GraphDef, nnx.State]:
     """The model's structure, and its parameters as shapes only."""
+    graph, state = _abstract_model(config, dtype)
+    return graph, jax.tree.map(lambda shape: shape, state)
+
+
+@functools.lru_cache(maxsize=8)  # a start asks for it three times, and it takes as long as reading half a gigabyte
+def _abstract_model(config: ModelConfig, dtype: jnp.dtype) -> tuple[nnx.GraphDef, nnx.State]:
     model = nnx.eval_shape(lambda: model_class(config)(config, dtype=dtype, rngs=nnx.Rngs(0)))
     return nnx.split(model)
 

@@ -1,6 +1,5 @@
 """Arrays on a mesh from memory-mapped files: each device's part is filled by many threads and placed directly."""
 
-import collections
 import itertools
 import logging
 import math
@@ -15,11 +14,12 @@ import numpy as np
 from jax.sharding import Sharding
 
 from jaxserve.checkpoint.fusing import Source, Sources, overlaps
+from jaxserve.checkpoint.mapped_file import file_of
 
 logger = logging.getLogger(__name__)
 
 # A thread takes a task at a time, and of that as much as its cache holds while it looks for NaN.
-_TASK_BYTES, _CACHED_BYTES = 8 * 2**20, 2**19
+_TASK_BYTES, _CACHED_BYTES = 8 * 2**20, 2**21
 _HUGE_PAGE_BYTES, _CHUNK_BYTES = 2 * 2**20, 32 * 2**20  # shards smaller than the first share chunks of the second
 _ALIGNMENT = 64  # XLA on the CPU uses memory so aligned where it lies, and copies any other
 _INFINITY = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000}
@@ -49,39 +49,44 @@ def place(plans: list[Plan], on_bytes: Callable[[int, int], None] = lambda done,
     """
     shards = [_shards(plan) for plan in plans]
     sizes = [[_shard_bytes(plan, index) for index in parts] for plan, parts in zip(plans, shards, strict=True)]
-    room, total = max(itertools.chain(*sizes), default=0), sum(itertools.chain(*sizes))
+    total = sum(itertools.chain(*sizes))
+    # Where the arrays stay in this memory, nothing has to leave it before the next ones come.
+    room = total if _on_host(plans) else max(itertools.chain(*sizes), default=0)
     placed: list[list[jax.Array]] = [[] for _ in plans]
-    waiting: collections.deque[_Shard] = collections.deque()
+    waiting: list[_Shard] = []
     with_nan: dict[str, None] = {}
     source = _Memory()
     done = held = 0
     on_bytes(0, total)
 
-    def finish() -> None:
+    def finish(count: int) -> None:
+        """Give the first that wait to their devices, all at once: for each alone that takes three times as long."""
         nonlocal done, held
-        shard = waiting.popleft()
-        for task in shard.tasks:
-            with_nan.update(dict.fromkeys(task.result()))
-        arrays = [jax.device_put(shard.memory, device) for device in shard.devices]
-        jax.block_until_ready(arrays)
-        placed[shard.plan] += arrays
-        held -= shard.memory.nbytes
-        done += shard.memory.nbytes
-        on_bytes(done, total)
+        first = waiting[:count]
+        del waiting[:count]
+        for shard in first:
+            for task in shard.tasks:
+                with_nan.update(dict.fromkeys(task.result()))
+            done += shard.memory.nbytes
+            on_bytes(done, total)
+        pairs = [(shard, device) for shard in first for device in shard.devices]
+        arrays = jax.device_put([shard.memory for shard, _ in pairs], [device for _, device in pairs])
+        for (shard, _), array in zip(pairs, jax.block_until_ready(arrays), strict=True):
+            placed[shard.plan].append(array)
+        held -= sum(shard.memory.nbytes for shard in first)
 
     # More threads than cores keep a disk busy that has to be waited for.
     with ThreadPoolExecutor(max(4, os.cpu_count() or 1)) as pool:
         for number, plan in enumerate(plans):
             for (index, devices), size in zip(shards[number].items(), sizes[number], strict=True):
                 while waiting and held + size > room:
-                    finish()
+                    finish(-(-len(waiting) // 2))
                 memory = source.take(_shard_shape(plan, index), plan.dtype)
                 held += size
                 copies = overlaps(plan.sources, plan.shape, index, memory)
                 waiting.append(_Shard(number, devices, memory, [pool.submit(_copy, *task) for task in _tasks(copies)]))
                 del memory, copies
-        while waiting:
-            finish()
+        finish(len(waiting))
     for name in with_nan:
         logger.warning("tensor %r holds NaN, so that the model's output may be of no use; download it again", name)
     return [
@@ -94,9 +99,18 @@ def copy(target: np.ndarray, source: np.ndarray) -> None:
     """`target[...] = source`, as quick for the dtypes that numpy does not know itself."""
     source = np.asarray(source)  # packed numbers are unpacked here
     if target.dtype == source.dtype:
+        file = file_of(source)
+        if file is not None and source.flags.c_contiguous and target.ndim and target[:1].flags.c_contiguous:
+            file.read_into(target, source)
+            return
         bits = f"u{target.dtype.itemsize}"
         target, source = target.view(bits), source.view(bits)
     np.copyto(target, source, casting="unsafe")
+
+
+def _on_host(plans: list[Plan]) -> bool:
+    devices: set[jax.Device] = set().union(*(plan.sharding.device_set for plan in plans))
+    return all(device.platform == "cpu" for device in devices)
 
 
 def _shards(plan: Plan) -> dict[tuple[slice, ...], list[jax.Device]]:
@@ -123,7 +137,7 @@ class _Memory:
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         size = math.prod(shape) * dtype.itemsize
-        if size >= _HUGE_PAGE_BYTES:
+        if size >= _CHUNK_BYTES:
             return _huge_pages(size).view(dtype).reshape(shape)
         if self._used + size > len(self._chunk):
             self._chunk, self._used = _huge_pages(_CHUNK_BYTES), 0
@@ -133,10 +147,12 @@ class _Memory:
 
 
 def _huge_pages(size: int) -> np.ndarray:
-    pages = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    pages = mmap.mmap(-1, size + _HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux
         pages.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(pages, np.uint8, size)
+    memory = np.frombuffer(pages, np.uint8)
+    start = -memory.ctypes.data % _HUGE_PAGE_BYTES
+    return memory[start : start + size]
 
 
 def _tasks(

@@ -11,6 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from jaxserve.checkpoint.mapped_file import MappedFile
 from jaxserve.errors import InputError
 
 SINGLE_FILE = "model.safetensors"
@@ -100,9 +101,7 @@ def map_file(path: Path) -> dict[str, np.ndarray]:
     `InputError` for a file that is cut off or whose header contradicts itself; `FileNotFoundError` if there is none.
     """
     try:
-        with path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return _tensors(mapped)
+        return _tensors(MappedFile(path))
     except FileNotFoundError:
         raise
     except (_Damaged, ValueError, OSError) as error:  # an empty file cannot be mapped

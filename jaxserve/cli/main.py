@@ -20,6 +20,7 @@ COMMANDS = {
     "bench latency": ("jaxserve.cli.bench.latency", "one batch again and again: time to first token and per token"),
     "bench context": ("jaxserve.cli.bench.context", "long prompts: time, bandwidth, and what others wait"),
     "bench load": ("jaxserve.cli.bench.load", "a checkpoint onto the devices: bytes per second and memory"),
+    "bench serve": ("jaxserve.cli.bench.serve", "many streams over HTTP, and what HTTP costs"),
     "bench host": ("jaxserve.cli.bench.host", "what a decode step costs beside the device's work"),
     "bench simulate": ("jaxserve.cli.bench.simulate", "a long trace on a simulated device, to compare settings"),
     "bench experts": ("jaxserve.cli.bench.experts", "a mixture of experts: time by how many experts a step uses"),

@@ -14,9 +14,10 @@ from flax import nnx
 from jaxserve.checkpoint.exchange import Handover
 from jaxserve.engine.batch_builder import StepBatchBuilder, sampling_needs
 from jaxserve.engine.constraint import Constraint
-from jaxserve.engine.detokenizer import TextStream
+from jaxserve.engine.detokenizer import TextStream, TokenBytes
 from jaxserve.engine.grammars import Grammars
 from jaxserve.engine.input_processor import CheckedInput, InputProcessor, Limits
+from jaxserve.engine.meter import Meter
 from jaxserve.engine.pace import Pace
 from jaxserve.engine.page_pool import PagePool, root_key
 from jaxserve.engine.page_tables import PageTables
@@ -77,17 +78,6 @@ class _Dispatched:
     at: float
 
 
-@dataclasses.dataclass
-class HostSeconds:
-    """Where the engine's thread has spent its time, over all steps."""
-
-    schedule: float = 0.0
-    pack: float = 0.0  # the batch's arrays
-    dispatch: float = 0.0
-    wait: float = 0.0  # for the device, and for what comes back from it
-    take: float = 0.0  # tokens, text and what callers are given
-
-
 class Engine:
     """Serves requests on one model. Not thread-safe: one thread adds, steps and aborts.
 
@@ -113,6 +103,7 @@ class Engine:
         self.grammars = Grammars(
             loaded.tokenizer, vocab_size=loaded.model_config.vocab_size, eos_token_ids=sorted(loaded.eos_token_ids)
         )
+        self._tokens = TokenBytes(loaded.tokenizer.backend_tokenizer) if loaded.tokenizer else None
         self.runner = loaded.runner
         self.pool = PagePool(config.num_pages)
         self._pace = Pace(
@@ -140,12 +131,15 @@ class Engine:
         self._new_weights: list[Handover] | None = None  # they wait for the requests that came before them
         self._held: list[Request] = []  # which wait for those weights
         self._clock, self._collected_at = clock, 0.0
-        self.host_seconds = HostSeconds()
+        self.meter = Meter(
+            weight_bytes=self.runner.weight_bytes_per_step,
+            kv_bytes=self.runner.kv_bytes_per_token,
+            windows=[kind.window for kind in self.model_config.layer_kinds],
+        )
         self.on_step: Callable[[StepBatch], None] | None = None  # told of each step once its tokens are on the host
         self.on_begin: Callable[[str], None] | None = None  # told of each request when its first step is dispatched
         self._arrivals = itertools.count()
         self._seeds = random.Random(config.seed)
-        self._prompt_tokens = self._generated_tokens = 0
         self._compiled_at_start = compilations.count
         # What start-up has made stays; without this every collection would walk all of it, in the midst of a step.
         gc.collect()
@@ -227,7 +221,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Where the engine stands."""
-        scheduler, pool = self.scheduler, self.pool
+        scheduler, pool, meter = self.scheduler, self.pool, self.meter
         return EngineStats(
             seconds=self._clock(),
             running=scheduler.num_running,
@@ -236,12 +230,11 @@ class Engine:
             pages_held=pool.num_held,
             pages_cached=pool.num_cached,
             pages_free=pool.num_available - pool.num_cached,
-            total_prompt_tokens=self._prompt_tokens,
-            total_generated_tokens=self._generated_tokens,
             total_prefix_cache_queries=scheduler.prefix_cache_queries,
             total_prefix_cache_hits=scheduler.prefix_cache_hits,
             total_preemptions=scheduler.num_preemptions,
             total_compilations=compilations.count - self._compiled_at_start,
+            **meter.totals(),
         )
 
     # Weights
@@ -278,7 +271,7 @@ class Engine:
         self._update_weights()
         start = time.perf_counter()
         step = self.scheduler.schedule()
-        self.host_seconds.schedule += time.perf_counter() - start
+        self.meter.host_seconds.schedule += time.perf_counter() - start
         before, self._dispatched = self._dispatched, self._dispatch(step) if step else None
         return self._collect(before) if before else []
 
@@ -295,8 +288,8 @@ class Engine:
         dispatched = _Dispatched(step, batch, self.runner.dispatch(batch), self._clock())
         if isinstance(step, Prefill):
             self._note_begun(step.chunks, dispatched.at)
-        self.host_seconds.pack += packed - start
-        self.host_seconds.dispatch += time.perf_counter() - packed
+        self.meter.host_seconds.pack += packed - start
+        self.meter.host_seconds.dispatch += time.perf_counter() - packed
         return dispatched
 
     def _note_begun(self, chunks: list[Chunk], now: float) -> None:
@@ -314,7 +307,6 @@ class Engine:
         result = self.runner.collect(dispatched.result, int(dispatched.batch.arrays.needs))
         waited = time.perf_counter()
         self._observe(dispatched)
-        self._prompt_tokens += sum(chunk.count for chunk in chunks)
         if chunks and result.prompt_logprobs:
             self._take_prompt_logprobs(chunks, result.prompt_logprobs)
         deltas: dict[_Group, RequestOutput] = {}
@@ -333,8 +325,8 @@ class Engine:
             for row, (request, count, new) in enumerate(rows):
                 if request.state is not State.FINISHED:
                     self._take_tokens(request, new if count == len(new) else new[:count], row, result.logprobs, deltas)
-        self.host_seconds.wait += waited - start
-        self.host_seconds.take += time.perf_counter() - waited
+        self.meter.host_seconds.wait += waited - start
+        self.meter.host_seconds.take += time.perf_counter() - waited
         return list(deltas.values())
 
     def _observe(self, dispatched: _Dispatched) -> None:
@@ -342,6 +334,7 @@ class Engine:
         now = self._clock()
         seconds = now - max(dispatched.at, self._collected_at)
         self._collected_at = now
+        self.meter.stepped(dispatched.step, seconds, self.scheduler.saw_step(dispatched.step, now))
         arrays = dispatched.batch.arrays
         if isinstance(arrays, DecodeArrays):
             self._pace.observe_decode(len(arrays.slots), int(arrays.steps), seconds)
@@ -349,6 +342,10 @@ class Engine:
             self._pace.observe_prefill(len(arrays.token_ids), seconds)
         if self.on_step:
             self.on_step(dispatched.batch)
+
+    def _note_first_token(self, request: Request, group: _Group) -> None:
+        group.note_first_token(self._clock(), request.num_cached)
+        self.meter.began(len(request.prompt_token_ids), request.num_cached)
 
     def _take_tokens(
         self,
@@ -361,10 +358,10 @@ class Engine:
         """Append a sequence's new tokens, up to one that ends it."""
         live, output = self._live[request], request.output_token_ids
         if not output:
-            live.group.note_first_token(self._clock(), request.num_cached)
+            self._note_first_token(request, live.group)
         for token in new:
             output.append(token)
-            self._generated_tokens += 1
+            self.meter.generated_tokens += 1
             if request.constraint:
                 self._constrain(request, request.constraint, token)
             if live.each_step:
@@ -423,7 +420,7 @@ class Engine:
             before = 0 if chunk.start == 0 or live.pooled is None else live.pooled
             live.pooled = before + hidden.sums[row] / len(chunk.request.prompt_token_ids)
         if chunk.samples and live.pooled is not None:
-            live.group.note_first_token(self._clock(), chunk.request.num_cached)
+            self._note_first_token(chunk.request, live.group)
             self._finish(chunk.request, live, deltas).embedding = live.pooled.tolist()
 
     def _finish(self, request: Request, live: _Live, deltas: dict[_Group, RequestOutput]) -> RequestOutput:
@@ -453,10 +450,10 @@ class Engine:
         return delta
 
     def _text_stream(self, prompt_token_ids: list[int], params: SamplingParams) -> TextStream | None:
-        if self.tokenizer is None or not params.detokenize:
+        if self._tokens is None or not params.detokenize:
             return None
         return TextStream(
-            self.tokenizer.backend_tokenizer,
+            self._tokens,
             prompt_token_ids,
             stop=params.stop,
             include_stop=params.include_stop_str_in_output,
@@ -491,4 +488,4 @@ class Engine:
         return {token: own} | {top: logprob for top, logprob in found.items() if top != token}
 
     def _token_text(self, token: int) -> str | None:
-        return self.tokenizer.decode([token]) if self.tokenizer else None
+        return self._tokens.text(token) if self._tokens else None

@@ -40,6 +40,7 @@ class Request:
     num_computed: int = 0  # tokens whose keys and values are in pages, once the dispatched prefill steps are done
     num_cached: int = 0  # prompt tokens that the prefix cache spared it when it was first admitted
     num_sampled: int = 0  # tokens that dispatched steps have sampled for it by the time that it was last preempted
+    seen_at: float | None = None  # when the host saw the newest of its tokens by then
 
     @property
     def num_known(self) -> int:

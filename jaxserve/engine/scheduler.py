@@ -52,6 +52,7 @@ class _Slots:
         self.left = np.zeros(count, np.int32)  # tokens that may still be sampled
         self.needs = np.zeros(count, np.int32)
         self.unseen = np.zeros(count, bool)  # whether the host has to see the newest token before the next is sampled
+        self.seen_at = np.full(count, np.nan)  # when it saw the newest of its tokens; NaN before it has seen one
 
 
 class Scheduler:
@@ -124,6 +125,19 @@ class Scheduler:
         if request.state is State.RUNNING and self._slots.decoding[request.slot]:
             self._slots.needs[request.slot] = request.needs
             self._slots.unseen[request.slot] = False
+
+    def saw_step(self, step: Prefill | Decode, now: float) -> np.ndarray:
+        """The host sees a step's tokens now: float64, seconds since the last ones of each sequence that had some."""
+        seen_at = self._slots.seen_at
+        if isinstance(step, Decode):
+            slots, gaps = step.slots, now - seen_at[step.slots]
+            if np.isnan(gaps.sum()):  # some have ended, or were preempted, since the step was scheduled
+                slots, gaps = slots[~np.isnan(gaps)], gaps[~np.isnan(gaps)]
+            seen_at[slots] = now
+            return gaps
+        sampled = [chunk.request for chunk in step.chunks if chunk.samples and chunk.request.slot >= 0]
+        seen_at[[request.slot for request in sampled]] = now
+        return np.array([now - request.seen_at for request in sampled if request.seen_at is not None])
 
     def schedule(self) -> Prefill | Decode | None:
         """The next step, or None while nothing can run. The scheduler's state then stands as after that step."""
@@ -261,6 +275,8 @@ class Scheduler:
     def _preempt(self, request: Request) -> None:
         slot = request.slot
         request.num_sampled = int(self._slots.positions[slot]) + 1 if self._slots.decoding[slot] else 0
+        if not np.isnan(self._slots.seen_at[slot]):
+            request.seen_at = float(self._slots.seen_at[slot])
         self._release(request)
         request.num_computed = 0
         self.num_preemptions += 1
@@ -274,5 +290,5 @@ class Scheduler:
             self._prefilling.remove(request)
         self._tables.release(request, request.num_computed)
         self._free_slots.append(slot)
-        slots.requests[slot], slots.decoding[slot] = None, False
+        slots.requests[slot], slots.decoding[slot], slots.seen_at[slot] = None, False, np.nan
         request.slot = -1

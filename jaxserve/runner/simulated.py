@@ -41,6 +41,8 @@ class SimulatedRunner:
         self._cost, self._max_decode_steps, self._token_id = cost, max_decode_steps, token_id
         self._now = self._busy_until = 0.0
 
+    weight_bytes_per_step = kv_bytes_per_token = 0
+
     def clock(self) -> float:
         return self._now
 

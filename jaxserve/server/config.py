@@ -41,6 +41,11 @@ class ServerConfig(Settings):
     health_timeout: float = setting(
         20.0, "seconds within which the engine has to end a step, or to say that it has none, for /health to be good"
     )
+    otlp_traces_endpoint: str | None = setting(
+        None,
+        "URL that a span for each request is sent to, as OpenTelemetry's OTLP over HTTP, such as "
+        "http://localhost:4318/v1/traces; pip install 'jaxserve[otel]' brings what it needs",
+    )
     log_level: str = setting("info", f"least grave of what is logged: {', '.join(LOG_LEVELS)}; info tells each request")
     log_format: str = setting("text", f"what a line of the log is: {' or '.join(LOG_FORMATS)}")
     log_prompts: bool = setting(False, "log prompts too")
@@ -55,5 +60,21 @@ class ServerConfig(Settings):
             raise InputError(f"port is {self.port!r}; give an integer from 0 to 65535")
         if self.ssl_keyfile is not None and self.ssl_certfile is None:
             raise InputError("ssl_keyfile is given and ssl_certfile is not; give both, or neither")
+        if self.otlp_traces_endpoint is not None:
+            self._check_traces(self.otlp_traces_endpoint)
         if self.max_requests_per_key is not None and self.api_key_file is None:
             raise InputError("max_requests_per_key is given and api_key_file is not; give both, or neither")
+
+    def _check_traces(self, endpoint: str) -> None:
+        if not endpoint.startswith(("http://", "https://")):
+            raise InputError(
+                f"otlp_traces_endpoint is {endpoint!r}; give a URL of OTLP over HTTP, such as "
+                "http://localhost:4318/v1/traces"
+            )
+        try:
+            import opentelemetry.exporter.otlp.proto.http.trace_exporter  # noqa: F401
+        except ImportError as error:
+            raise InputError(
+                f"otlp_traces_endpoint is given and OpenTelemetry is not installed ({error}); "
+                "pip install 'jaxserve[otel]', or leave it out"
+            ) from error

@@ -53,7 +53,7 @@ def as_api_error(error: Exception) -> ApiError:
         case ApiError():
             return error
         case InputError():
-            return ApiError(400, str(error))
+            return ApiError(400, str(error), param=error.field)
         case Unserved():
             headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else None
             return ApiError(error.status, str(error), headers=headers)

@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -62,10 +63,13 @@ _NO_KEY = ApiError(
 
 
 class RequireKey:
-    """Lets requests with a key through, and of each key no more than `max_requests` at a time."""
+    """Lets requests with a key through, and of each key no more than `max_requests` at a time.
 
-    def __init__(self, app: ASGIApp, keys: ApiKeys, max_requests: int | None):
-        self._app, self._keys, self._max_requests = app, keys, max_requests
+    `on_refused` is told of what is too many.
+    """
+
+    def __init__(self, app: ASGIApp, keys: ApiKeys, max_requests: int | None, on_refused: Callable[[str], None]):
+        self._app, self._keys, self._max_requests, self._on_refused = app, keys, max_requests, on_refused
         self._under_way: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -84,6 +88,7 @@ class RequireKey:
                 code="rate_limit_exceeded",
                 headers={"Retry-After": "1"},
             )
+            self._on_refused("max_requests_per_key")
             await error.response()(scope, receive, send)
             return
         self._under_way[owner] += 1

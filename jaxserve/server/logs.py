@@ -14,6 +14,7 @@ class Current:
     """The request that the running code works for."""
 
     id: str
+    trace_headers: dict[str, str] = dataclasses.field(default_factory=dict)  # which span of the client's it belongs to
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from jaxserve.chat.events import CallArguments, CallBegin, Content, Reasoning
 from jaxserve.chat.format import ChatFormat
+from jaxserve.chat.tools import Tools
 from jaxserve.config import DEMO_MODEL
 from jaxserve.errors import InputError
 
@@ -44,7 +45,7 @@ def demo_tokenizer() -> Any:
 def parsed(format: ChatFormat, tokenizer: Any, text: str, *, tools: bool = True, **rendered: Any) -> list[Any]:
     tools_given = [TOOL] if tools else None
     prompt = tokenizer.encode(format.render([USER], tools=tools_given, **rendered), add_special_tokens=False)
-    parser = format.parser(prompt, tools=tools_given)
+    parser = format.parser(prompt, tools=Tools.of(tools_given))
     return [*parser.push(text), *parser.finish()]
 
 
@@ -132,7 +133,7 @@ def test_other_special_tokens_are_left_out_unless_wanted(kept: bool):
     format = ChatFormat(tokenizer)
     assert format.needs_special_tokens(tools=True)
     assert not format.needs_special_tokens(tools=False)
-    parser = format.parser(tokenizer.encode("<|assistant|>"), tools=[TOOL], skip_special_tokens=not kept)
+    parser = format.parser(tokenizer.encode("<|assistant|>"), tools=Tools.of([TOOL]), skip_special_tokens=not kept)
     assert parser.push("Yes.</s>") + parser.finish() == [Content("Yes.</s>" if kept else "Yes.")]
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from jaxserve.chat.messages import for_template, tool_names
+from jaxserve.chat.messages import for_template
 from jaxserve.errors import InputError
 
 CALL = {"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1, "b": null}'}}
@@ -59,11 +59,3 @@ def test_what_is_no_message_is_refused(message: Any, told: str):
     with pytest.raises(InputError) as caught:
         for_template([message])
     assert told in str(caught.value)
-
-
-def test_tools_have_names():
-    tool = {"type": "function", "function": {"name": "add"}}
-    assert tool_names([tool]) == {"add"}
-    for wrong in ({"type": "web_search"}, {"type": "function", "function": {}}, "add"):
-        with pytest.raises(InputError, match=r"tools\[1\] is no function with a name"):
-            tool_names([tool, wrong])

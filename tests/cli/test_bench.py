@@ -133,10 +133,10 @@ def test_loading_is_measured_against_cat(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["bench", "load", *words]) == 0
     report = json.loads(file.read_text())
     assert report["file_bytes"] == (model / "model.safetensors").stat().st_size
-    for name in ("cat", "place", "load"):
+    for name in ("cat", "load"):
         assert len(report[f"{name}_seconds"]) == 2
         assert report["bytes_per_second"][name] == report["file_bytes"] / min(report[f"{name}_seconds"])
-    assert report["share_of_cat"]["load"] == min(report["cat_seconds"]) / min(report["load_seconds"])
+    assert report["share_of_cat"] == min(report["cat_seconds"]) / min(report["load_seconds"])
     assert report["largest_shard_bytes"] == 2 * (4 + 2) * 64 * 72  # four heads, with a KV head of their own
     assert "% of cat" in capsys.readouterr().out
 
@@ -193,6 +193,30 @@ def test_bench_pages_counts_what_a_window_lets_go(tmp_path: Path, capsys: pytest
     share = long["bytes"] / long["bytes_without_windows"]
     assert windows.count(None) / len(windows) < share < windows.count(None) / len(windows) + 0.1
     assert "that keep everything" in capsys.readouterr().out
+
+
+def test_streams_over_http_are_measured_and_compared_with_the_same_requests_offline(
+    tmp_path: Path, capfd: pytest.CaptureFixture
+):
+    file = tmp_path / "result.json"
+    words = "--streams 2 --num-prompts 3 --input-len 20 --output-len 9 --compare-offline".split()
+    assert main(["bench", "serve", *words, "--output-json", str(file), *FLAGS]) == 0
+    report = json.loads(file.read_text())
+    assert (report["requests"], report["prompt_tokens"], report["output_tokens"]) == (3, 60, 27)
+    assert report["output_tokens_per_second"] == pytest.approx(27 / report["run_seconds"])
+    for name in ("ttft_seconds", "itl_seconds", "tpot_seconds", "end_to_end_seconds"):
+        assert 0 < report[name]["median"] <= report["run_seconds"]
+    assert (report["offline"]["prompt_tokens"], report["offline"]["output_tokens"]) == (60, 27)
+    ratio = report["output_tokens_per_second"] / report["offline"]["output_tokens_per_second"]
+    assert report["share_of_offline"] == ratio
+    assert f"{ratio:.1%}" in capfd.readouterr().out
+
+
+def test_a_server_that_is_not_there_or_does_not_answer_to_the_end_is_told(capsys: pytest.CaptureFixture):
+    assert main(["bench", "serve", "--url", "http://127.0.0.1:9"]) == 2
+    assert "no server of OpenAI's API answers at http://127.0.0.1:9" in capsys.readouterr().err
+    assert main(["bench", "serve", "--url", "http://127.0.0.1:9", "--compare-offline"]) == 2
+    assert "--url and --compare-offline were both given" in capsys.readouterr().err
 
 
 def test_constrained_requests_are_measured_beside_free_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

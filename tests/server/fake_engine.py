@@ -14,14 +14,14 @@ from jaxserve.engine.input_processor import CheckedInput, Limits, Prompt
 from jaxserve.errors import InputError
 from jaxserve.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from jaxserve.sampling_params import SamplingParams
-from jaxserve.stats import EngineStats
+from jaxserve.stats import EngineStats, Histogram
 
 
 class PlainText:
     """A model's format in which all text is content."""
 
-    def needs_special_tokens(self, *, tools: bool) -> bool:
-        return False
+    def settings(self, params: SamplingParams, prompt_token_ids: list[int], tools: object) -> SamplingParams:
+        return params
 
     def parser(self, prompt_token_ids: list[int], **_: object) -> AnswerParser:
         return AnswerParser(lambda source: source.until(Content))
@@ -52,7 +52,7 @@ class FakeEngine:
     """The token at place i of any completion is i, its text " i". The prompt "bad" is refused when it is added."""
 
     def __init__(self, **sampling_defaults: float):
-        self.config = EngineConfig(max_model_len=100, max_num_seqs=4)
+        self.config = EngineConfig(model="fake", max_model_len=100, max_num_seqs=4)
         self.sampling_defaults, self.attention, self.startup_seconds = sampling_defaults, "none", {}
         limits = Limits(vocab_size=1000, max_model_len=100, max_logprobs=20, eos_token_ids=frozenset())
         self.inputs = types.SimpleNamespace(
@@ -65,7 +65,7 @@ class FakeEngine:
         )
         self.grammars = FakeGrammars()
         self.on_begin: Callable[[str], None] = lambda request_id: None
-        self.running: dict[str, tuple[SamplingParams, itertools.count]] = {}
+        self.running: dict[str, tuple[SamplingParams, itertools.count, RequestMetrics]] = {}
         self.added: list[tuple[str, SamplingParams, int]] = []  # id, settings, priority
         self.salts: list[str] = []
         self.compiled: list[str | None] = []  # grammars
@@ -96,7 +96,7 @@ class FakeEngine:
     ) -> None:
         if checked.prompt_token_ids == [666]:
             raise InputError("the prompt is bad; give a good one")
-        self.running[request_id] = params, itertools.count()
+        self.running[request_id] = params, itertools.count(), RequestMetrics(time.perf_counter())
         self.added.append((request_id, params, priority))
         self.salts.append(cache_salt)
         self.compiled.append(grammar)
@@ -114,9 +114,12 @@ class FakeEngine:
         return bool(self.running)
 
     def stats(self) -> EngineStats:
-        numbers = dict.fromkeys((field.name for field in dataclasses.fields(EngineStats)), 0)
+        numbers = {
+            field.name: Histogram.of((1.0,)) if field.type is Histogram else field.type()
+            for field in dataclasses.fields(EngineStats)
+        }
         now = {"seconds": time.monotonic(), "running": len(self.running), "total_generated_tokens": self.steps}
-        return EngineStats(**numbers | now)
+        return EngineStats(**numbers | now | {"pages_free": 10})
 
     def step(self) -> list[RequestOutput]:
         assert self.may_step.wait(timeout=30)
@@ -125,14 +128,17 @@ class FakeEngine:
         time.sleep(self.seconds_per_step)
         self.steps += 1
         for request_id in self.running.keys() - self.stepped:
+            self.running[request_id][2].first_scheduled_time = time.perf_counter()
             self.on_begin(request_id)
         self.stepped |= self.running.keys()
         deltas = []
-        for request_id, (params, tokens) in list(self.running.items()):
+        for request_id, (params, tokens, metrics) in list(self.running.items()):
             token = next(tokens)
+            metrics.first_token_time = metrics.first_token_time or time.perf_counter()
+            metrics.finished_time = time.perf_counter()
             finished = token + 1 == params.max_tokens
             output = CompletionOutput(0, f" {token}", [token], finish_reason="length" if finished else None)
-            deltas.append(RequestOutput(request_id, None, [1], [output], RequestMetrics(0.0), finished))
+            deltas.append(RequestOutput(request_id, None, [1], [output], metrics, finished))
             if finished:
                 del self.running[request_id]
         return deltas

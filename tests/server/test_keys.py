@@ -97,6 +97,9 @@ async def test_a_key_has_only_so_many_requests_at_a_time() -> None:
             fake.may_step.set()
             assert [response.status_code for response in await asyncio.gather(*running)] == [200] * 3
             assert (await ask("secret-of-ann")).status_code == 200
+            headers = {"Authorization": "Bearer secret-of-bob"}
+            metrics = (await client.get("/metrics", headers=headers)).text
+            assert 'jaxserve:requests_refused_total{reason="max_requests_per_key"} 1.0' in metrics
 
 
 def test_the_time_to_check_a_key_tells_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,13 @@ def stored(id: str, characters: int) -> StoredResponse:
         "output": [],
     }
     given |= {"parallel_tool_calls": True, "previous_response_id": None, "reasoning": {}, "store": True, "user": None}
-    given |= {"temperature": 1.0, "tool_choice": "auto", "tools": [], "top_p": 1.0}
+    given |= {
+        "temperature": 1.0,
+        "tool_choice": "auto",
+        "tools": [],
+        "top_p": 1.0,
+        "text": {"format": {"type": "text"}},
+    }
     response = ResponseObject(id=id, created_at=0, status="completed", **given)
     return StoredResponse(response, [{"role": "user", "content": "x" * characters}])
 

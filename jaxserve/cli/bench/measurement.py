@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxserve.engine.meter import positions_read
 from jaxserve.outputs import RequestOutput
 from jaxserve.runner.step_batch import DecodeArrays, StepBatch
 
@@ -33,7 +34,7 @@ class StepRecorder:
 
     def __init__(self, windows: Sequence[int | None] = (None,)) -> None:
         self.steps: list[Step] = []
-        self._layers = {window: windows.count(window) / len(windows) for window in windows}  # shares
+        self._windows = windows
         self._since = 0.0
 
     def begin(self) -> None:
@@ -44,18 +45,12 @@ class StepRecorder:
         now = time.perf_counter()
         decode = isinstance(batch.arrays, DecodeArrays)
         arrays = batch.arrays
-        positions = arrays.positions[arrays.positions >= 0].astype(np.int64)  # the others are padding
+        positions = arrays.positions[arrays.positions >= 0]  # the others are padding
         tokens, read, repeats = len(positions), 0.0, 1
         if isinstance(arrays, DecodeArrays):
             counts = arrays.counts[: len(positions)]
             tokens, repeats = int(counts.sum()), int(arrays.steps)
-            # A row's first token attends to position + 1 positions, each further one to one more.
-            seen = positions[:, None] + 1 + np.arange(repeats)
-            seen = seen[np.arange(repeats) < counts[:, None]]
-            read = sum(
-                share * float((seen if window is None else np.minimum(seen, window)).sum())
-                for window, share in self._layers.items()
-            )
+            read = positions_read(positions, counts, self._windows)
         self.steps.append(Step(decode, now - self._since, batch.num_rows, tokens, read, repeats))
         self._since = now
 

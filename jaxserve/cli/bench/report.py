@@ -16,13 +16,41 @@ def print_report(title: str, report: dict[str, Any]) -> None:
     startup, memory = report["startup"], report["bandwidth"]["memory"]
     console = Console(highlight=False)
     console.print(f"\n[bold]{title}[/bold]\n{_subject(report)}", soft_wrap=True)
-    console.print(_rates(report))
+    rates = _rates(report)
+    rates.add_row("programs compiled during the run", str(report["compilations_after_warm_up"]))
+    console.print(rates)
     console.print(_times(report))
     console.print(_host(report))
     console.print(_startup(report))
     console.print(f"  {startup['programs_compiled']} programs, {startup['of_these_from_cache']} of them from the cache")
     console.print(_bandwidth(report))
     console.print(f"  Bandwidth was measured as {memory['probe']}.", soft_wrap=True)
+
+
+def print_served(report: dict[str, Any]) -> None:
+    """What `jaxserve bench serve` found."""
+    console = Console(highlight=False)
+    prompt, output = (report[name] / report["requests"] for name in ("prompt_tokens", "output_tokens"))
+    console.print(
+        f"\n[bold]serve[/bold]\n{report['model']}, {report['requests']} requests of {prompt:.0f} prompt tokens and "
+        f"{output:.0f} output tokens, {report['streams']} at the same time",
+        soft_wrap=True,
+    )
+    rates = _rates(report)
+    if offline := report.get("offline"):
+        rates.add_row("output tokens per second offline", f"{offline['output_tokens_per_second']:.1f}")
+        rates.add_row("share of that over HTTP", f"{report['share_of_offline']:.1%}")
+    console.print(rates)
+    table = statistics_table("milliseconds")
+    for name, seconds in (
+        ("time to first token (TTFT)", report["ttft_seconds"]),
+        ("between arrivals of text (ITL)", report["itl_seconds"]),
+        ("time per output token (TPOT)", report["tpot_seconds"]),
+        ("request from sending to end", report["end_to_end_seconds"]),
+    ):
+        if seconds:
+            table.add_row(name, *(milliseconds(seconds[statistic]) for statistic in _STATISTICS))
+    console.print(table)
 
 
 def _subject(report: dict[str, Any]) -> str:
@@ -58,7 +86,6 @@ def _rates(report: dict[str, Any]) -> Table:
     table.add_row("requests per second", f"{report['requests_per_second']:.2f}")
     table.add_row("output tokens per second", f"{report['output_tokens_per_second']:.1f}")
     table.add_row("total tokens per second", f"{report['total_tokens_per_second']:.1f}")
-    table.add_row("programs compiled during the run", str(report["compilations_after_warm_up"]))
     return table
 
 

@@ -74,7 +74,7 @@ class Session:
         seconds: list[float] = []
         compiled = compilations.count
         engine.on_step = recorder
-        before = dataclasses.asdict(engine.host_seconds)
+        before = dataclasses.asdict(engine.meter.host_seconds)
         with jax.profiler.trace(self._profile, create_perfetto_trace=True) if self._profile else nullcontext():
             for number, batch in enumerate(batches):
                 count = f"{len(batch)} request{'s' * (len(batch) > 1)}"
@@ -89,7 +89,7 @@ class Session:
                 outputs += run_requests(self.llm, batch)
                 seconds.append(time.perf_counter() - start)
         engine.on_step = None
-        host = {name: value - before[name] for name, value in dataclasses.asdict(engine.host_seconds).items()}
+        host = {name: value - before[name] for name, value in dataclasses.asdict(engine.meter.host_seconds).items()}
         lengths = [(len(request.prompt_token_ids), request.max_tokens) for batch in batches for request in batch]
         return {
             "model": engine.config.model,

@@ -33,10 +33,22 @@ class BenchRequest:
 def add_bench_flags(
     parser: argparse.ArgumentParser, count_flag: str, count: int, *, input_len: int, output_len: int
 ) -> None:
+    """What the benchmarks of an engine in this process take: a workload, and `--profile`."""
+    add_workload_flags(parser, count_flag, count, input_len=input_len, output_len=output_len)
+    parser.add_argument(
+        "--profile",
+        metavar="DIR",
+        help="write a trace of the measured run there, for ui.perfetto.dev (perfetto_trace.json.gz) and XProf",
+    )
+
+
+def add_workload_flags(
+    parser: argparse.ArgumentParser, count_flag: str, count: int, *, input_len: int, output_len: int
+) -> None:
     """`--input-len`, `--output-len` and `count_flag`, or `--workload`; and `--output-json`."""
     group = parser.add_argument_group("workload")
     for flag, default, help in (
-        (count_flag, count, "requests that are sent at once"),
+        (count_flag, count, "requests that are sent"),
         ("--input-len", input_len, "tokens of each prompt; they are random, after --seed"),
         ("--output-len", output_len, "tokens of each completion; end-of-sequence is ignored"),
     ):
@@ -49,11 +61,6 @@ def add_bench_flags(
     )
     parser.add_argument(
         "--output-json", metavar="FILE", help="write all numbers, the settings and the machine to this file"
-    )
-    parser.add_argument(
-        "--profile",
-        metavar="DIR",
-        help="write a trace of the measured run there, for ui.perfetto.dev (perfetto_trace.json.gz) and XProf",
     )
     parser.set_defaults(synthetic={count_flag: count, "--input-len": input_len, "--output-len": output_len})
 

@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from jaxserve.chat.format import ChatFormat
+from jaxserve.engine.detokenizer import TokenBytes
 from jaxserve.engine.input_processor import CheckedInput, InputProcessor, Prompt
 from jaxserve.errors import InputError
 from jaxserve.outputs import RequestMetrics, RequestOutput, add_delta
@@ -18,7 +19,8 @@ from jaxserve.server.config import ServerConfig
 from jaxserve.server.core.channel import Channel, Closed
 from jaxserve.server.core.messages import Abort, Add, Delta, FromCore, Ping, Pong, Ready, Refused, Stepped
 from jaxserve.server.core.queue import Place, Queue
-from jaxserve.server.failures import EngineDead, NoPlaceInTime, ShuttingDown, TookTooLong, Unserved
+from jaxserve.server.failures import EngineDead, GrammarFailed, NoPlaceInTime, ShuttingDown, TookTooLong, Unserved
+from jaxserve.server.telemetry.record import ABORTED, FAILED, Observer, RequestRecord
 from jaxserve.stats import EngineStats
 
 logger = logging.getLogger(__name__)
@@ -98,6 +100,8 @@ class EngineClient:
 
     def __init__(self, channel: Channel[FromCore], ready: Ready, inputs: InputProcessor, config: ServerConfig):
         self.ready, self.inputs = ready, inputs
+        self.observers: list[Observer] = []
+        self.tokens = TokenBytes(inputs.tokenizer.backend_tokenizer) if inputs.tokenizer else None
         self._channel, self._config = channel, config
         self._queue = Queue(
             slots=ready.config.max_num_seqs,
@@ -162,35 +166,78 @@ class EngineClient:
         its end. `InputError` if a prompt cannot be served, and then none runs. `Unserved` of one kind or another at
         any point. Closing the iterator early, or cancelling the task that waits in it, aborts what has not ended.
         """
-        self._check_alive()
-        if self._is_closing:
-            raise ShuttingDown("the server is shutting down; ask another one, or again later")
-        arrival_time = time.perf_counter()
-        with self._queue.place(len(prompts) * params.n) as place:
-            checked = await asyncio.to_thread(self._check, prompts, params)
+        with self._refusals_told():
             self._check_alive()
-            if not self._mailboxes.keys().isdisjoint(prompts):
-                raise InputError(f"one of the request ids {', '.join(prompts)} is of a running request; give another")
-            place.take_tokens(sum(len(given.prompt_token_ids) for given in checked.values()))
-            self._log_prompts(checked)
-            mailbox = self._mailbox(checked, arrival_time, place)
-            self._mailboxes |= dict.fromkeys(prompts, mailbox)
-            unfinished = set(prompts)
-            try:
-                tokens = {request_id: given._replace(prompt=None) for request_id, given in checked.items()}
-                self._send(Add(tokens, params, priority, cache_salt, stream))
-                while unfinished:
-                    for delta in await mailbox.take():
-                        if delta.finished:
-                            unfinished.discard(delta.request_id)
-                            place.end(params.n)
-                        yield delta
-            finally:
-                mailbox.close()
-                for request_id in prompts:
-                    del self._mailboxes[request_id]
-                if unfinished:
-                    self._send(Abort([*unfinished]))
+            if self._is_closing:
+                raise ShuttingDown("the server is shutting down; ask another one, or again later")
+            arrival_time = time.perf_counter()
+            with self._queue.place(len(prompts) * params.n) as place:
+                checked = await asyncio.to_thread(self._check, prompts, params)
+                self._check_alive()
+                if not self._mailboxes.keys().isdisjoint(prompts):
+                    raise InputError(
+                        f"one of the request ids {', '.join(prompts)} is of a running request; give another"
+                    )
+                place.take_tokens(sum(len(given.prompt_token_ids) for given in checked.values()))
+                self._log_prompts(checked)
+                mailbox = self._mailbox(checked, arrival_time, place)
+                records = {
+                    request_id: RequestRecord(
+                        request_id, len(given.prompt_token_ids), given.max_tokens, params, arrival_time
+                    )
+                    for request_id, given in checked.items()
+                }
+                self._mailboxes |= dict.fromkeys(prompts, mailbox)
+                unfinished = set(prompts)
+                try:
+                    tokens = {request_id: given._replace(prompt=None) for request_id, given in checked.items()}
+                    self._send(Add(tokens, params, priority, cache_salt, stream))
+                    while unfinished:
+                        for delta in await mailbox.take():
+                            self._note(delta, records[delta.request_id], stream)
+                            if delta.finished:
+                                unfinished.discard(delta.request_id)
+                                place.end(params.n)
+                            _check_grammars(delta)
+                            yield delta
+                except InputError:  # the core has none of them
+                    unfinished.clear()
+                    raise
+                finally:
+                    mailbox.close()
+                    for request_id in prompts:
+                        del self._mailboxes[request_id]
+                    if unfinished:
+                        self._send(Abort([*unfinished]))
+                        self._note_unfinished(records[request_id] for request_id in unfinished)
+
+    @contextlib.contextmanager
+    def _refusals_told(self) -> Iterator[None]:
+        """Observers are told of what is not served within."""
+        try:
+            yield
+        except Unserved as error:
+            for observer in self.observers:
+                observer.refused(error.reason)
+            raise
+
+    def _note(self, delta: RequestOutput, record: RequestRecord, stream: bool) -> None:
+        """Put down what has come of a request, and tell the observers if it is its first token, or its end."""
+        now = time.perf_counter()
+        record.take(delta, now)
+        if record.first_token_time is None and (stream or delta.finished):
+            record.first_token_time = now if stream else delta.metrics.first_token_time
+            for observer in self.observers:
+                observer.first_token(record)
+        if delta.finished:
+            for observer in self.observers:
+                observer.ended(record)
+
+    def _note_unfinished(self, records: Iterable[RequestRecord]) -> None:
+        for record in records:
+            record.end(ABORTED if self._cause_of_death is None else FAILED)
+            for observer in self.observers:
+                observer.ended(record)
 
     def _log_prompts(self, checked: Mapping[str, CheckedInput]) -> None:
         if self._config.log_prompts:
@@ -336,6 +383,12 @@ class EngineClient:
                 _settle(self._askers, message.stats)
             case _:
                 raise TypeError(f"the engine sent {type(message).__name__} after its start")
+
+
+def _check_grammars(delta: RequestOutput) -> None:
+    for output in delta.outputs:
+        if output.finish_reason == "error":
+            raise GrammarFailed(f"the answer cannot go on as it has to ({output.stop_reason}); ask for a simpler form")
 
 
 def _settle[T](waiting: list[asyncio.Future[T]], result: T) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -24,7 +25,12 @@ _LAST_WORDS_SECONDS = 5  # for the server to take what came before an error
 def describe(engine: "Engine") -> Ready:
     """What the server has to know of the engine."""
     return Ready(
-        engine.config, engine.inputs.limits, engine.sampling_defaults, engine.attention, engine.startup_seconds
+        engine.config,
+        engine.inputs.limits,
+        engine.sampling_defaults,
+        engine.attention,
+        engine.startup_seconds,
+        os.getpid(),
     )
 
 

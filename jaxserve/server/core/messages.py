@@ -71,6 +71,7 @@ class Ready(Message):
     sampling_defaults: dict[str, Any]
     attention: str
     startup_seconds: dict[str, float]
+    pid: int  # of its process
 
 
 class Delta(msgspec.Struct, array_like=True):

@@ -23,13 +23,19 @@ class Queue:
             )
         if self.requests + requests > self._slots + self._max_requests:
             waiting = max(0, self.requests - self._slots)
-            raise Overloaded(f"{waiting} completions wait and at most {self._max_requests} may; try again later")
+            raise Overloaded(
+                f"{waiting} completions wait and at most {self._max_requests} may; try again later",
+                "max_queued_requests",
+            )
         return Place(self, requests)
 
     def check_tokens(self, tokens: int) -> None:
         """`Overloaded` if so many more cannot wait. A prompt that would wait alone may be of any length."""
         if self.tokens and self.tokens + tokens > self._max_tokens:
-            raise Overloaded(f"{self.tokens} prompt tokens wait and at most {self._max_tokens} may; try again later")
+            raise Overloaded(
+                f"{self.tokens} prompt tokens wait and at most {self._max_tokens} may; try again later",
+                "max_queued_tokens",
+            )
 
 
 class Place:

@@ -4,15 +4,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, model_validator
 
-from jaxserve.server.protocol.base import (
-    GenerationRequest,
-    PromptLogprobs,
-    RequestType,
-    ResponseType,
-    Usage,
-    refusal,
-)
+from jaxserve.chat.tools import Tools
+from jaxserve.server.protocol.base import ObjectOrText, PromptLogprobs, RequestType, ResponseType, Usage, refusal
 from jaxserve.server.protocol.content import joined_text
+from jaxserve.server.protocol.structured import StructuredRequest
 
 
 class FunctionCall(RequestType):
@@ -56,26 +51,6 @@ class Message(RequestType):
         return self
 
 
-class FunctionName(RequestType):
-    name: str
-
-
-class NamedTool(RequestType):
-    type: Literal["function"]
-    function: FunctionName
-
-
-def _checked_choice(choice: Any) -> Any:
-    if isinstance(choice, str) and choice not in ("none", "auto", "required"):
-        raise ValueError(
-            f"tool_choice is {choice!r}; give 'none', 'auto', 'required' or "
-            "{'type': 'function', 'function': {'name': ...}}"
-        )
-    if isinstance(choice, dict):
-        return NamedTool.model_validate(choice)
-    return choice
-
-
 # Arguments of the template that are fields of their own.
 _BESIDE = (
     *("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "add_special_tokens"),
@@ -83,7 +58,7 @@ _BESIDE = (
 )
 
 
-class ChatCompletionRequest(GenerationRequest):
+class ChatCompletionRequest(StructuredRequest):
     unsupported = {
         "audio": (),
         "chat_template": (),  # a program from anyone; the engine's setting of that name gives another
@@ -96,13 +71,14 @@ class ChatCompletionRequest(GenerationRequest):
         "prompt_cache_key": (),
         "prompt_cache_options": (),
         "prompt_cache_retention": (),
-        "response_format": ({"type": "text"},),
         "safety_identifier": (),
         "service_tier": ("auto", "default"),
         "store": (False,),
-        "thinking_token_budget": (),
         "verbosity": (),
         "web_search_options": (),
+        # vLLM's
+        "guided_decoding_backend": ("auto", "guidance"),
+        "structural_tag": (),
     }
 
     messages: list[Message]
@@ -110,11 +86,10 @@ class ChatCompletionRequest(GenerationRequest):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     tools: list[dict[str, Any]] | None = None
-    tool_choice: Annotated[Literal["none", "auto", "required"] | NamedTool | None, BeforeValidator(_checked_choice)] = (
-        None
-    )
+    tool_choice: ObjectOrText = None  # in the forms that `Tools` reads
     parallel_tool_calls: bool | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    thinking_token_budget: int | None = None
     include_reasoning: bool | None = None
     documents: list[dict[str, Any]] | None = None
     echo: bool | None = None  # begin with the last message, if that is the assistant's
@@ -136,22 +111,7 @@ class ChatCompletionRequest(GenerationRequest):
         return self
 
     @model_validator(mode="after")
-    def _check_tools(self) -> "ChatCompletionRequest":
-        for tool in self.tools or []:
-            if tool.get("type") != "function" or not isinstance(tool.get("function"), dict):
-                raise refusal("tools", f"tools has one of type {tool.get('type')!r}; only functions are supported")
-            if not isinstance(tool["function"].get("name"), str):
-                raise refusal("tools", "tools has a function without a name; give one")
-            if tool["function"].get("strict"):
-                raise refusal("tools", "tools has a function with strict=true, which is not supported; leave it out")
-        if isinstance(self.tool_choice, NamedTool):
-            names = [tool["function"]["name"] for tool in self.tools or []]
-            if self.tool_choice.function.name not in names:
-                raise refusal(
-                    "tool_choice", f"tool_choice names {self.tool_choice.function.name!r}, which is not among the tools"
-                )
-        elif self.tool_choice == "required" and not self.tools:
-            raise refusal("tool_choice", "tool_choice is 'required' and there are no tools; give some")
+    def _check_template_arguments(self) -> "ChatCompletionRequest":
         for name in _BESIDE:
             if name in (self.chat_template_kwargs or {}):
                 raise refusal("chat_template_kwargs", f"chat_template_kwargs has {name!r}; give that beside it instead")
@@ -167,12 +127,9 @@ class ChatCompletionRequest(GenerationRequest):
         given = {name: value for name in _BESIDE[2:] if (value := getattr(self, name)) is not None}
         return given | (self.chat_template_kwargs or {})
 
-    @property
-    def chosen_tool(self) -> str:
-        """auto, none, required, or the name of one of the tools."""
-        if isinstance(self.tool_choice, NamedTool):
-            return self.tool_choice.function.name
-        return self.tool_choice or "auto"
+    def called(self) -> Tools:
+        """The tools that may be called; `InputError` if they are none."""
+        return Tools.of(self.tools, self.tool_choice, parallel=self.parallel_tool_calls is not False)
 
     @property
     def echoed(self) -> str:

@@ -4,18 +4,20 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from jaxserve.server.protocol.base import GenerationRequest, PromptLogprobs, ResponseType, Usage, refusal
+from jaxserve.server.protocol.base import PromptLogprobs, ResponseType, Usage, refusal
 from jaxserve.server.protocol.prompts import Prompts
+from jaxserve.server.protocol.structured import StructuredRequest
 
 
-class CompletionRequest(GenerationRequest):
+class CompletionRequest(StructuredRequest):
     unsupported = {
         "suffix": ("",),
         # vLLM's
         "bad_words": ([],),
+        "guided_decoding_backend": ("auto", "guidance"),
         "length_penalty": (1.0,),
-        "response_format": ({"type": "text"},),
         "spaces_between_special_tokens": (True,),
+        "structural_tag": (),
         "use_beam_search": (False,),
     }
 

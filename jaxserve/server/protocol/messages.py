@@ -3,10 +3,13 @@
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
+from jaxserve.chat.tools import Choice, Tools
 from jaxserve.server.protocol.base import RequestType, ResponseType, refusal
 from jaxserve.server.protocol.content import joined_text
+from jaxserve.server.protocol.structured import OutputFormat, structured_outputs
+from jaxserve.structured_outputs import StructuredOutputsParams
 
 # The prefix cache keeps every prompt, so that marks for what to keep ask for nothing.
 _text = joined_text("text", ignored=("cache_control", "citations"))
@@ -101,17 +104,22 @@ class Tool(RequestType):
         "defer_loading": (False,),
         "eager_input_streaming": (False, True),  # arguments come as the model writes them anyway
         "input_examples": ([],),
-        "strict": (False,),
     }
 
     type: Literal["custom"] = "custom"
     name: str
     description: str | None = None
     input_schema: dict[str, Any]
+    strict: bool | None = None
     cache_control: dict[str, Any] | None = None
 
     def for_chat(self) -> dict[str, Any]:
-        function = {"name": self.name, "description": self.description, "parameters": self.input_schema}
+        function = {
+            "name": self.name,
+            "description": self.description,
+            "parameters": self.input_schema,
+            "strict": self.strict,
+        }
         return {"type": "function", "function": {name: value for name, value in function.items() if value is not None}}
 
 
@@ -120,17 +128,32 @@ class ToolChoice(RequestType):
     name: str | None = None
     disable_parallel_tool_use: bool | None = None
 
+    def for_chat(self) -> Choice:
+        if self.type == "tool":
+            return {"type": "function", "function": {"name": self.name}}
+        return "required" if self.type == "any" else self.type
+
 
 class Thinking(RequestType):
-    unsupported = {"budget_tokens": (), "display": ("summarized",)}
+    unsupported = {"display": ("summarized",)}
 
     type: Literal["adaptive", "enabled", "disabled"]
+    budget_tokens: int | None = None
+
+    @model_validator(mode="after")
+    def _check_budget(self) -> "Thinking":
+        if self.budget_tokens is not None and (self.type != "enabled" or self.budget_tokens < 0):
+            raise refusal(
+                "budget_tokens",
+                f"budget_tokens is {self.budget_tokens} with type {self.type!r}; "
+                "give an integer from 0 on, with type 'enabled'",
+            )
+        return self
 
 
 class OutputConfig(RequestType):
-    unsupported = {"format": ()}
-
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    format: OutputFormat | None = None
 
 
 class Metadata(RequestType):
@@ -164,14 +187,13 @@ class CountTokensRequest(RequestType):
             raise refusal("tool_choice", f"tool_choice names {self.tool_choice.name!r}, which is not among the tools")
         return self
 
-    @property
-    def chosen_tool(self) -> str:
-        """auto, none, required, or the name of one of the tools."""
-        if self.tool_choice is None:
-            return "auto"
-        if self.tool_choice.type == "tool":
-            return self.tool_choice.name or "auto"
-        return "required" if self.tool_choice.type == "any" else self.tool_choice.type
+    def called(self) -> Tools:
+        """The tools that may be called; `InputError` if they are none."""
+        return Tools.of(
+            [tool.for_chat() for tool in self.tools or []],
+            self.tool_choice.for_chat() if self.tool_choice else None,
+            parallel=not (self.tool_choice and self.tool_choice.disable_parallel_tool_use),
+        )
 
     @property
     def conversation(self) -> list[dict[str, Any]]:
@@ -206,8 +228,18 @@ class MessagesRequest(CountTokensRequest):
     top_k: int | None = None
     top_p: float | None = None
 
+    _wanted: StructuredOutputsParams | None = PrivateAttr(None)
+
+    @model_validator(mode="after")
+    def _read_wanted(self) -> "MessagesRequest":
+        if self.output_config and self.output_config.format:
+            self._wanted = structured_outputs("output_config.format", {"json": self.output_config.format.of_json})
+        return self
+
     def sampling_settings(self) -> dict[str, Any]:
         given = {name: getattr(self, name) for name in ("temperature", "top_k", "top_p", "max_tokens")}
+        given["thinking_token_budget"] = self.thinking.budget_tokens if self.thinking else None
+        given["structured_outputs"] = self._wanted
         return {name: value for name, value in given.items() if value is not None} | {"stop": self.stop_sequences or ()}
 
 

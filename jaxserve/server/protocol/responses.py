@@ -2,10 +2,13 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, PrivateAttr, Tag, model_validator
 
-from jaxserve.server.protocol.base import RequestType, ResponseType, SamplingFields, refusal
+from jaxserve.chat.tools import Choice, Tools
+from jaxserve.server.protocol.base import RequestType, ResponseType, SamplingFields
 from jaxserve.server.protocol.content import joined_text
+from jaxserve.server.protocol.structured import TextFormat, structured_outputs
+from jaxserve.structured_outputs import StructuredOutputsParams
 
 _TEXT_PARTS = joined_text("input_text", "output_text", ignored=("annotations", "logprobs"))
 _REASONING_PARTS = joined_text("reasoning_text")
@@ -68,12 +71,13 @@ InputItem = Annotated[
 
 
 class FunctionTool(RequestType):
-    unsupported = {"strict": (False,), "defer_loading": (False,), "allowed_callers": (), "output_schema": ()}
+    unsupported = {"defer_loading": (False,), "allowed_callers": (), "output_schema": ()}
 
     type: Literal["function"]
     name: str
     description: str | None = None
     parameters: dict[str, Any] | None = None
+    strict: bool | None = None
 
     def for_chat(self) -> dict[str, Any]:
         return {"type": "function", "function": self.model_dump(exclude={"type"}, exclude_none=True)}
@@ -83,6 +87,19 @@ class NamedFunction(RequestType):
     type: Literal["function"]
     name: str
 
+    def for_chat(self) -> dict[str, Any]:
+        return {"type": "function", "function": {"name": self.name}}
+
+
+class AllowedTools(RequestType):
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: list[NamedFunction]
+
+    def for_chat(self) -> dict[str, Any]:
+        allowed = {"mode": self.mode, "tools": [tool.for_chat() for tool in self.tools]}
+        return {"type": "allowed_tools", "allowed_tools": allowed}
+
 
 class Reasoning(RequestType):
     unsupported = {"summary": ("auto",), "generate_summary": ("auto",), "context": ("auto",)}
@@ -91,7 +108,9 @@ class Reasoning(RequestType):
 
 
 class TextConfig(RequestType):
-    unsupported = {"format": ({"type": "text"},), "verbosity": ("medium",)}
+    unsupported = {"verbosity": ("medium",)}
+
+    format: TextFormat | None = None
 
 
 def _as_items(given: Any) -> Any:
@@ -105,11 +124,9 @@ def _as_items(given: Any) -> Any:
 
 
 def _checked_choice(choice: Any) -> Any:
-    if isinstance(choice, str) and choice not in ("none", "auto", "required"):
-        raise ValueError(
-            f"tool_choice is {choice!r}; give 'none', 'auto', 'required' or {{'type': 'function', 'name': ...}}"
-        )
-    return NamedFunction.model_validate(choice) if isinstance(choice, dict) else choice
+    if not isinstance(choice, dict):
+        return choice
+    return (AllowedTools if choice.get("type") == "allowed_tools" else NamedFunction).model_validate(choice)
 
 
 class ResponsesRequest(SamplingFields):
@@ -142,29 +159,33 @@ class ResponsesRequest(SamplingFields):
     store: bool | None = None
     text: TextConfig | None = None
     tools: list[FunctionTool] | None = None
-    tool_choice: Annotated[
-        Literal["none", "auto", "required"] | NamedFunction | None, BeforeValidator(_checked_choice)
-    ] = None
+    tool_choice: Annotated[str | NamedFunction | AllowedTools | None, BeforeValidator(_checked_choice)] = None
     chat_template_kwargs: dict[str, Any] | None = None
 
+    _wanted: StructuredOutputsParams | None = PrivateAttr(None)
+
     @model_validator(mode="after")
-    def _check_tool_choice(self) -> "ResponsesRequest":
-        if isinstance(self.tool_choice, NamedFunction):
-            if self.tool_choice.name not in [tool.name for tool in self.tools or []]:
-                raise refusal(
-                    "tool_choice", f"tool_choice names {self.tool_choice.name!r}, which is not among the tools"
-                )
-        elif self.tool_choice == "required" and not self.tools:
-            raise refusal("tool_choice", "tool_choice is 'required' and there are no tools; give some")
+    def _read_wanted(self) -> "ResponsesRequest":
+        if self.text and self.text.format and (settings := self.text.format.settings()):
+            self._wanted = structured_outputs("text.format", settings)
         return self
 
     @property
-    def chosen_tool(self) -> str:
-        """auto, none, required, or the name of one of the tools."""
-        return self.tool_choice.name if isinstance(self.tool_choice, NamedFunction) else self.tool_choice or "auto"
+    def chosen(self) -> Choice:
+        """What `tool_choice` says, as chat has it."""
+        choice = self.tool_choice
+        return "auto" if choice is None else choice if isinstance(choice, str) else choice.for_chat()
+
+    def called(self) -> Tools:
+        """The tools that may be called; `InputError` if they are none."""
+        tools = [tool.for_chat() for tool in self.tools or []]
+        return Tools.of(tools, self.chosen, parallel=self.parallel_tool_calls is not False)
 
     def sampling_settings(self) -> dict[str, Any]:
-        return super().sampling_settings() | {"max_tokens": self.max_output_tokens}
+        return super().sampling_settings() | {
+            "max_tokens": self.max_output_tokens,
+            "structured_outputs": self._wanted,
+        }
 
     def template_arguments(self) -> dict[str, Any]:
         effort = self.reasoning.effort if self.reasoning else None
@@ -292,7 +313,7 @@ class ResponseObject(ResponseType):
     reasoning: dict[str, Any]
     store: bool
     temperature: float
-    text: dict[str, Any] = {"format": {"type": "text"}}
+    text: dict[str, Any]
     tool_choice: str | dict[str, Any]
     tools: list[dict[str, Any]]
     top_p: float

@@ -7,6 +7,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from jaxserve.chat.events import Answer, as_delta
+from jaxserve.chat.tools import Tools
+from jaxserve.engine.detokenizer import TokenBytes
 from jaxserve.errors import InputError
 from jaxserve.outputs import CompletionOutput, RequestOutput
 from jaxserve.server.incoming import read_body
@@ -55,9 +57,7 @@ class Chat:
         turn = Turn(
             messages=[message.model_dump(exclude_none=True) for message in body.messages],
             sampling=body.sampling_settings(),
-            tools=body.tools,
-            tool_choice=body.chosen_tool,
-            parallel_tool_calls=body.parallel_tool_calls is not False,
+            tools=body.called(),
             template=body.template_arguments(),
             echoed=body.echoed,
             include_reasoning=body.include_reasoning is not False,
@@ -68,16 +68,25 @@ class Chat:
         id = new_id("chatcmpl-", body.request_id)
         logger.debug("%s: user %r, %s", id, body.user, turn.sampling)
         deltas, answers = await turn.begin(engine, id)
-        return await answer(request, _ChatReply(id, self._served.name, body, answers), deltas, stream=body.stream)
+        reply = _ChatReply(id, self._served.name, body, answers, turn.tools, engine.tokens)
+        return await answer(request, reply, deltas, stream=body.stream)
 
 
 class _ChatReply(Reply):
     """Choice i is completion i of the conversation."""
 
-    def __init__(self, id: str, model: str, body: ChatCompletionRequest, answers: Answers):
+    def __init__(
+        self,
+        id: str,
+        model: str,
+        body: ChatCompletionRequest,
+        answers: Answers,
+        tools: Tools,
+        tokens: TokenBytes | None,
+    ):
         super().__init__(id, model)
         self.usage_in_chunks = body.include_usage is UsageWanted.EVERYWHERE
-        self._body, self._answers = body, answers
+        self._body, self._answers, self._tools, self._tokens = body, answers, tools, tokens
         self._begun: set[int] = set()  # choices whose role has been told
         self._calls: set[int] = set()  # choices that call tools
 
@@ -159,10 +168,11 @@ class _ChatReply(Reply):
         return choice
 
     def _finish_reason(self, completion: CompletionOutput) -> str | None:
-        calls = completion.finish_reason == "stop" and completion.index in self._calls
+        # A call that was asked for by its name is no reason to OpenAI, nor to vLLM.
+        calls = completion.finish_reason == "stop" and completion.index in self._calls and not self._tools.named
         return "tool_calls" if calls else completion.finish_reason
 
     def _logprobs(self, completion: CompletionOutput) -> ChatLogprobs | None:
         if completion.logprobs is None:
             return None
-        return chat_logprobs(completion.token_ids, completion.logprobs, self._body.top_logprobs or 0)
+        return chat_logprobs(completion.token_ids, completion.logprobs, self._body.top_logprobs or 0, self._tokens)

@@ -12,7 +12,7 @@ from jaxserve.outputs import CompletionOutput, Logprobs, RequestOutput
 from jaxserve.sampling_params import SamplingParams
 from jaxserve.server.core.client import EngineClient
 from jaxserve.server.incoming import read_body
-from jaxserve.server.logprobs import completion_logprobs, prompt_logprobs
+from jaxserve.server.logprobs import completion_logprobs, prompt_logprobs, prompt_offset
 from jaxserve.server.openapi import GENERATES, Operation, describes
 from jaxserve.server.protocol.base import UsageWanted
 from jaxserve.server.protocol.completions import (
@@ -131,7 +131,7 @@ class _CompletionReply(Reply):
         choice = CompletionChoice(
             index=index,
             text=self._prompt_text(number, output) + completion.text if echoes else completion.text,
-            logprobs=self._logprobs(index, output, completion, echoes),
+            logprobs=self._logprobs(index, number, output, completion, echoes),
             finish_reason=completion.finish_reason,
             stop_reason=completion.stop_reason,
         )
@@ -145,7 +145,7 @@ class _CompletionReply(Reply):
         return choice
 
     def _logprobs(
-        self, index: int, output: RequestOutput, completion: CompletionOutput, echoes: bool
+        self, index: int, number: int, output: RequestOutput, completion: CompletionOutput, echoes: bool
     ) -> CompletionLogprobs | None:
         offset = self._offsets.setdefault(index, 0)
         if completion.logprobs is None or self._body.logprobs is None:
@@ -155,12 +155,13 @@ class _CompletionReply(Reply):
         if echoes:
             token_ids = output.prompt_token_ids + token_ids
             positions = self._prompt_logprobs[output.request_id] + positions
+            offset = prompt_offset(output.prompt_token_ids, self._prompt_text(number, output), self._engine.tokens)
         logprobs, self._offsets[index] = completion_logprobs(
             token_ids,
             positions,
             self._body.logprobs,
             offset,
-            self._engine.decode,
+            self._engine.tokens,
             as_ids=bool(self._body.return_tokens_as_token_ids),
         )
         return logprobs

@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from sse_starlette import ServerSentEvent
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -17,6 +16,7 @@ from jaxserve.server.incoming import read_body
 from jaxserve.server.openapi import GENERATES, Operation, describes
 from jaxserve.server.protocol.base import ResponseType
 from jaxserve.server.protocol.responses import (
+    AllowedTools,
     DeletedResponse,
     IncompleteDetails,
     InputDetails,
@@ -30,7 +30,7 @@ from jaxserve.server.protocol.responses import (
     as_messages,
 )
 from jaxserve.server.response_store import ResponseStore, StoredResponse
-from jaxserve.server.routes.reply import Counts, Reply, answer, json_response, new_id
+from jaxserve.server.routes.reply import Counts, Reply, answer, json_response, new_id, server_sent_event
 from jaxserve.server.routes.response_output import ResponseOutput
 from jaxserve.server.routes.served import Served
 from jaxserve.server.routes.turn import Answers, Turn
@@ -60,9 +60,7 @@ class Responses:
         turn = Turn(
             messages=instructions + messages,
             sampling=body.sampling_settings(),
-            tools=[tool.for_chat() for tool in body.tools or []],
-            tool_choice=body.chosen_tool,
-            parallel_tool_calls=body.parallel_tool_calls is not False,
+            tools=body.called(),
             template=body.template_arguments(),
             priority=body.priority,
             stream=bool(body.stream),
@@ -105,6 +103,11 @@ class Responses:
                 code="previous_response_not_found",
             )
         return stored.messages
+
+
+def _format(body: ResponsesRequest) -> dict[str, Any]:
+    given = body.text.format if body.text else None
+    return given.model_dump(by_alias=True, exclude_unset=True) if given else {"type": "text"}
 
 
 def _not_found(id: str) -> ApiError:
@@ -155,8 +158,8 @@ class _ResponseReply(Reply):
         response.error = ResponseError(code="server_error", message=str(as_api_error(error)))
         return self._event("response.failed", response=response)
 
-    def event(self, chunk: ResponseType) -> ServerSentEvent:
-        return ServerSentEvent(chunk.to_json(), event=getattr(chunk, "type", None), sep="\n")
+    def event(self, chunk: ResponseType) -> str:
+        return server_sent_event(chunk.to_json(), getattr(chunk, "type", None))
 
     def _read(self, completion: CompletionOutput) -> Iterator[ResponseEvent]:
         self._finish_reason = completion.finish_reason
@@ -201,10 +204,11 @@ class _ResponseReply(Reply):
             reasoning={"effort": body.reasoning.effort if body.reasoning else None, "summary": None},
             store=self._store is not None,
             temperature=self._params.temperature,
+            text={"format": _format(body)},
             tool_choice=body.tool_choice.model_dump()
-            if isinstance(body.tool_choice, NamedFunction)
-            else body.chosen_tool,
-            tools=[tool.model_dump() | {"strict": False} for tool in body.tools or []],
+            if isinstance(body.tool_choice, NamedFunction | AllowedTools)
+            else body.tool_choice or "auto",
+            tools=[tool.model_dump() | {"strict": bool(tool.strict)} for tool in body.tools or []],
             top_p=self._params.top_p,
             user=body.user,
         )

@@ -81,8 +81,7 @@ class Tokenization:
         turn = Turn(
             messages=[message.model_dump(exclude_none=True) for message in conversation.messages],
             sampling={},
-            tools=conversation.tools,
-            tool_choice=conversation.chosen_tool,
+            tools=conversation.called(),
             template=conversation.template_arguments(),
         )
         return await turn.render(self._served.engine)

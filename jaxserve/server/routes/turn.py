@@ -7,11 +7,11 @@ from typing import Any
 
 from jaxserve.chat.events import Content, Event, Reasoning
 from jaxserve.chat.parser import AnswerParser
+from jaxserve.chat.tools import Tools
 from jaxserve.engine.input_processor import Prompt
 from jaxserve.outputs import CompletionOutput
 from jaxserve.sampling_params import SamplingParams
 from jaxserve.server.core.client import EngineClient
-from jaxserve.server.errors import ApiError
 from jaxserve.server.routes.reply import Deltas
 
 
@@ -21,9 +21,7 @@ class Turn:
 
     messages: list[dict[str, Any]]
     sampling: dict[str, Any]  # in SamplingParams' names
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str = "auto"  # auto, none, required, or the name of one of the tools
-    parallel_tool_calls: bool = True
+    tools: Tools = Tools()
     template: dict[str, Any] = dataclasses.field(default_factory=dict)  # what else it is rendered with
     echoed: str = ""  # what the answer begins with
     include_reasoning: bool = True
@@ -35,36 +33,19 @@ class Turn:
         """Hand the turn to the engine: what comes of it, and the parsers to read that with."""
         params = SamplingParams(**(engine.sampling_defaults | self.sampling))
         token_ids = await self.render(engine)
-        tools = self._shown_tools
-        shown = engine.chat.needs_special_tokens(tools=bool(tools))
-        read = dataclasses.replace(params, skip_special_tokens=params.skip_special_tokens and not shown)
+        settings = engine.chat.settings(params, token_ids, self.tools)
         prompts: dict[str, Prompt] = {request_id: {"prompt_token_ids": token_ids}}
-        deltas = engine.generate(prompts, read, priority=self.priority, cache_salt=self.cache_salt, stream=self.stream)
+        deltas = engine.generate(
+            prompts, settings, priority=self.priority, cache_salt=self.cache_salt, stream=self.stream
+        )
         parser = functools.partial(
-            engine.chat.parser,
-            token_ids,
-            tools=tools,
-            parallel_tool_calls=self.parallel_tool_calls,
-            skip_special_tokens=params.skip_special_tokens,
+            engine.chat.parser, token_ids, tools=self.tools, skip_special_tokens=params.skip_special_tokens
         )
         return deltas, Answers(parser, echoed=self.echoed, include_reasoning=self.include_reasoning)
 
     async def render(self, engine: EngineClient) -> list[int]:
         """The prompt."""
-        self._constrain()
-        return await engine.render_chat(self.messages, tools=self._shown_tools, **self.template)
-
-    @property
-    def _shown_tools(self) -> list[dict[str, Any]] | None:
-        """The tools that the model knows of: what it does not see, it does not call."""
-        return None if self.tool_choice == "none" else self.tools
-
-    def _constrain(self) -> None:
-        """The place for what an answer's tokens have to keep to: that a tool is called, or a certain one."""
-        if self.tool_choice not in ("auto", "none"):
-            raise ApiError(
-                400, "tool_choice other than 'auto' and 'none' is not supported; leave it out", param="tool_choice"
-            )
+        return await engine.render_chat(self.messages, tools=[*self.tools.shown], **self.template)
 
 
 class Answers:

@@ -1,0 +1,1 @@
+"""What the server tells of its requests and its engine: metrics and traces."""
