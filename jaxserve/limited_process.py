@@ -60,10 +60,5 @@ class LimitedProcess:
             stderr=subprocess.DEVNULL,  # what it has to say of a question, it answers
             start_new_session=True,  # so that Ctrl-C is not its business
         )
-        self._end = weakref.finalize(self, _end, process)
+        self._end = weakref.finalize(self, process.communicate)  # closes its standard input, at whose end it ends
         return process
-
-
-def _end(process: subprocess.Popen) -> None:
-    process.kill()  # if it has not ended: it may be at work on a question
-    process.communicate()

@@ -1,6 +1,7 @@
 """What the next token of a sequence may be, where that depends on the tokens before it."""
 
 import enum
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher
 
 _MOST_BLANK = 2  # tokens between thinking and what is bound
+# CPU time that a sequence may take of everybody's steps with its grammar. Most take 0.05 ms for each token.
+_SECONDS, _SECONDS_PER_TOKEN = 0.5, 0.002
 
 
 class _Stage(enum.Enum):
@@ -32,6 +35,7 @@ class Constraint:
     def __init__(self, compiled: "LLMatcher | None", thinking: Thinking | None):
         self._compiled = compiled
         self._copy: LLMatcher | None = None
+        self._seconds_left = _SECONDS
         self._thinking = thinking or Thinking(end=())
         self._stage = _Stage.BOUND if thinking is None else _Stage.OPENING
         self._within = self._thinking.in_grammar and compiled is not None  # thinking follows the grammar as well
@@ -52,6 +56,8 @@ class Constraint:
     @property
     def error(self) -> str | None:
         """Why the grammar cannot be followed any further, as where a step of it would take too long."""
+        if self._seconds_left < 0:
+            return "Its steps take too long: the grammar is too ambiguous or too large"
         if self._copy is None or not self._copy.is_error():
             return None
         return self._copy.get_error().strip().splitlines()[0]
@@ -69,7 +75,9 @@ class Constraint:
                 return False
         if self._compiled is None:
             return False
+        start = time.thread_time()
         self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+        self._seconds_left -= time.thread_time() - start
         if self._stage is _Stage.OPENING and not self._within:
             _allow(mask, self._thinking.start[0])
         elif self._stage is _Stage.BETWEEN and self._seen < _MOST_BLANK:
@@ -79,7 +87,7 @@ class Constraint:
     def accept(self, token: int) -> None:
         """Go on after `token`."""
         if self._within:
-            self._matcher.consume_token(token)
+            self._consume(token)
         match self._stage:
             case _Stage.OPENING:
                 self._open(token)
@@ -140,7 +148,12 @@ class Constraint:
     def _follow(self, token: int) -> None:
         self._enter(_Stage.BOUND)
         if self._compiled is not None and not self._within:
-            self._matcher.consume_token(token)
+            self._consume(token)
+
+    def _consume(self, token: int) -> None:
+        start = time.thread_time()
+        self._matcher.consume_token(token)
+        self._seconds_left += _SECONDS_PER_TOKEN - (time.thread_time() - start)
 
 
 def _allow(mask: np.ndarray, *tokens: int) -> None:

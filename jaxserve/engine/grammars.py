@@ -21,8 +21,14 @@ if TYPE_CHECKING:
 
 SECONDS = 1.0  # of CPU time that a grammar may take to compile
 MAX_BYTES = 2**26  # of memory that it may take
-# Beside llguidance's own: no mask takes longer than some 50 ms, and no sequence more than some 150 MB in the long run.
-LIMITS: dict[str, Any] = {"step_max_items": 20_000, "max_lexer_states": 100_000, "verbose_errors": False}
+# Beside llguidance's own; `Constraint` bounds the time of each sequence.
+LIMITS: dict[str, Any] = {
+    "step_max_items": 20_000,
+    "max_items_in_row": 5_000,  # an object takes four for each property that may be left out
+    "max_lexer_states": 100_000,  # up to some 150 MB a sequence, in the long run
+    "verbose_errors": False,
+}
+
 
 _KEPT = 256  # compiled grammars
 _KEPT_SECONDS = 5.0  # of compiling, since memory goes with that: up to 100 MB a second

@@ -40,6 +40,12 @@ class NoPlaceInTime(Unserved):
     status, retry_after, reason = 503, _SOON, "queue_timeout"
 
 
+class GrammarFailed(Unserved):
+    """An answer has come to where its grammar cannot be followed any further."""
+
+    reason = "grammar_failed"
+
+
 class TookTooLong(Unserved):
     """The request has taken as long as it may."""
 

@@ -1,6 +1,8 @@
 """What the next token of a sequence may be, with grammars over the demo model's tokenizer."""
 
 import json
+import re
+import time
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from jaxserve.engine.constraint import Constraint
 from jaxserve.engine.grammars import Grammars
 from jaxserve.errors import InputError
 from jaxserve.runner.step_batch import mask_words
-from jaxserve.sampling_params import SamplingParams, Thinking
+from jaxserve.sampling_params import ChatGrammar, SamplingParams, Thinking
 from jaxserve.structured_outputs import MAX_CHARACTERS, StructuredOutputsParams
 
 VOCAB = 1280
@@ -127,6 +129,79 @@ def test_a_spent_budget_closes_the_thinking_and_then_nothing_binds():
     assert not constraint.binding
 
 
+def test_a_budget_of_nothing_closes_what_the_prompt_has_opened_at_once(grammars):
+    constraint = Constraint(compiled(grammars, choice=["7"]), Thinking(end=(CLOSE,), budget=0, closing=(CLOSE,)))
+    assert allowed(constraint) == {CLOSE}
+    constraint.accept(CLOSE)
+    assert allowed(constraint) == set(ids("7"))
+
+
+def test_thinking_that_opens_with_several_tokens_is_gone_through_with_once_it_has_begun(grammars):
+    constraint = Constraint(compiled(grammars, choice=["7"]), Thinking(start=(OPEN, 100), end=(CLOSE,)))
+    assert allowed(constraint) == {OPEN, *ids("7")}
+    constraint.accept(OPEN)
+    assert allowed(constraint) == {100}
+    constraint.accept(100)
+    assert allowed(constraint) is None
+
+
+def test_a_few_blanks_may_stand_between_thinking_and_answer_and_no_more(grammars):
+    (blank,) = ids("\n")
+    constraint = Constraint(compiled(grammars, choice=["7"]), Thinking(end=(CLOSE,), blank=(blank,)))
+    constraint.accept(CLOSE)
+    for _ in range(2):
+        assert allowed(constraint) == {blank, *ids("7")}
+        constraint.accept(blank)
+    assert allowed(constraint) == set(ids("7"))
+    constraint.accept(*ids("7"))
+    assert constraint.complete
+
+
+def test_a_blank_that_the_grammar_wants_is_the_grammars(grammars):
+    (blank,) = ids("\n")
+    constraint = Constraint(compiled(grammars, regex="\n7"), Thinking(end=(CLOSE,), blank=(blank,)))
+    for token in (CLOSE, blank):
+        constraint.accept(token)
+    assert allowed(constraint) == set(ids("7"))
+
+
+def test_a_grammar_of_the_thinking_too_binds_from_the_first_token_on(grammars):
+    within = ChatGrammar('start: /[a-c]+/ "!" content')
+    wanted = StructuredOutputsParams(choice=["7"])
+    matcher = grammars.compiled(SamplingParams(structured_outputs=wanted, chat_grammar=within))
+    thinking = Thinking(end=tuple(ids("!")), budget=3, closing=tuple(ids("!")), in_grammar=True)
+    for letters in ("ab", "abc"):  # within the budget, and up to it
+        constraint = Constraint(matcher, thinking)
+        assert allowed(constraint) <= set(range(VOCAB)) - set(ids("d7!"))
+        for letter in letters:
+            assert constraint.binding
+            assert follows(constraint, letter)
+        assert (allowed(constraint) == set(ids("!"))) == (letters == "abc")
+        assert follows(constraint, "!")
+        assert allowed(constraint) == set(ids("7"))
+        assert follows(constraint, "7")
+        assert constraint.complete
+
+
+@pytest.mark.parametrize(
+    ("grammar", "said"),
+    [
+        ('start: a\na: a a | "x"', "take too long"),
+        ('start: a\na: "x" a "x" | "x" a | "x"', "take too long|Current row has"),
+    ],
+)
+def test_a_grammar_that_gets_too_large_on_the_way_says_so_and_takes_little_of_the_steps(grammars, grammar, said):
+    constraint = Constraint(compiled(grammars, grammar=grammar), None)
+    (x,) = ids("x")
+    start, tokens = time.thread_time(), 0
+    while not constraint.error and tokens < 5000:
+        assert x in allowed(constraint)
+        constraint.accept(x)
+        tokens += 1
+    assert re.search(said, constraint.error)
+    assert time.thread_time() - start < 2 + 0.003 * tokens
+
+
 def test_thinking_that_ends_within_its_budget_is_left_alone():
     constraint = Constraint(None, Thinking(end=(CLOSE,), budget=5, closing=(CLOSE,)))
     for token in (100, 101, CLOSE):
@@ -156,6 +231,9 @@ def test_an_end_of_several_tokens_is_the_end_only_in_whole():
         ({"regex": "a" * (MAX_CHARACTERS + 1)}, f"regex has {MAX_CHARACTERS + 1} characters and at most"),
         ({"regex": "a", "disable_any_whitespace": True}, "white space is for JSON to set"),
         ({"json_object": "yes"}, "json_object is 'yes'; give true or leave it out"),
+        ({"regex": "\ud800"}, "regex holds half a surrogate pair"),
+        ({"choice": ["a", "\udfff"]}, "choice holds half a surrogate pair"),
+        ({"json": {}, "whitespace_pattern": "\ud800"}, "json holds half a surrogate pair"),
     ],
 )
 def test_what_is_no_structured_output_is_refused_by_its_field(wanted, said):
@@ -177,12 +255,6 @@ def test_what_is_no_structured_output_is_refused_by_its_field(wanted, said):
 def test_what_cannot_be_followed_is_refused_before_anything_runs(grammars, wanted, said):
     with pytest.raises(InputError, match=said):
         compiled(grammars, **wanted)
-
-
-def test_many_grammars_do_not_pile_up(grammars):
-    for number in range(300):
-        compiled(grammars, choice=[f"number {number}"])
-    assert len(grammars._kept) <= 256
 
 
 def test_schemas_as_dict_and_as_text_are_the_same():

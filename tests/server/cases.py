@@ -42,8 +42,17 @@ NEWS = {
     },
 }
 TOOLS = [WEATHER, NEWS]
+NAMED_NEWS = {"type": "function", "function": {"name": "find_news"}}
 WEATHER_ASKED = {"role": "user", "content": "Please get the weather in Paris on Monday."}
 WEATHER_ARGUMENTS = {"city": "Paris", "day": "Monday"}
+
+# What an answer to `CONVERSATION` may have to be.
+CAPITAL = {
+    "type": "object",
+    "properties": {"capital": {"enum": ["Paris", "Rome"]}, "sure": {"type": "boolean"}},
+    "required": ["capital", "sure"],
+    "additionalProperties": False,
+}
 
 _SAMPLED = {"temperature": 1.2, "top_p": 0.95, "top_k": 50, "seed": 7, "max_tokens": 24, "ignore_eos": True}
 # Prompt and settings, which mean the same to `SamplingParams` and to the server.

@@ -14,7 +14,17 @@ from starlette.types import ASGIApp
 from jaxserve import LLM, RequestOutput, SamplingParams
 from jaxserve.engine.scoring import Score
 from jaxserve.server.app import build_app
-from tests.server.cases import COMPLETIONS, CONVERSATION, EMBEDDED, MODEL_NAME, SCORED, TOOLS, WEATHER_ASKED
+from tests.server.cases import (
+    CAPITAL,
+    COMPLETIONS,
+    CONVERSATION,
+    EMBEDDED,
+    MODEL_NAME,
+    NAMED_NEWS,
+    SCORED,
+    TOOLS,
+    WEATHER_ASKED,
+)
 from tests.server.core_thread import core_thread
 
 
@@ -39,6 +49,12 @@ def offline(llm: LLM) -> dict[str, RequestOutput]:
         "chat": llm.chat(CONVERSATION, SamplingParams(temperature=0, max_tokens=20)),
         "whole chat": llm.chat(CONVERSATION, SamplingParams(temperature=0, max_tokens=200)),
         "tools": llm.chat([WEATHER_ASKED], SamplingParams(temperature=0, max_tokens=200), tools=TOOLS),
+        "structured chat": llm.chat(
+            CONVERSATION, SamplingParams(temperature=0, max_tokens=200, structured_outputs={"json": CAPITAL})
+        ),
+        "named tool": llm.chat(
+            CONVERSATION, SamplingParams(temperature=0, max_tokens=200), tools=TOOLS, tool_choice=NAMED_NEWS
+        ),
     }
     return outputs | {name: output for name, (output,) in answers.items()}
 

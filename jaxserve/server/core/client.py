@@ -19,7 +19,7 @@ from jaxserve.server.config import ServerConfig
 from jaxserve.server.core.channel import Channel, Closed
 from jaxserve.server.core.messages import Abort, Add, Delta, FromCore, Ping, Pong, Ready, Refused, Stepped
 from jaxserve.server.core.queue import Place, Queue
-from jaxserve.server.failures import EngineDead, NoPlaceInTime, ShuttingDown, TookTooLong, Unserved
+from jaxserve.server.failures import EngineDead, GrammarFailed, NoPlaceInTime, ShuttingDown, TookTooLong, Unserved
 from jaxserve.server.telemetry.record import ABORTED, FAILED, Observer, RequestRecord
 from jaxserve.stats import EngineStats
 
@@ -198,6 +198,7 @@ class EngineClient:
                             if delta.finished:
                                 unfinished.discard(delta.request_id)
                                 place.end(params.n)
+                            _check_grammars(delta)
                             yield delta
                 except InputError:  # the core has none of them
                     unfinished.clear()
@@ -382,6 +383,12 @@ class EngineClient:
                 _settle(self._askers, message.stats)
             case _:
                 raise TypeError(f"the engine sent {type(message).__name__} after its start")
+
+
+def _check_grammars(delta: RequestOutput) -> None:
+    for output in delta.outputs:
+        if output.finish_reason == "error":
+            raise GrammarFailed(f"the answer cannot go on as it has to ({output.stop_reason}); ask for a simpler form")
 
 
 def _settle[T](waiting: list[asyncio.Future[T]], result: T) -> None:

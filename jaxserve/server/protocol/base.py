@@ -4,7 +4,7 @@ import dataclasses
 import enum
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
 from jaxserve.sampling_params import SamplingParams
@@ -33,6 +33,15 @@ class RequestType(BaseModel):
 def refusal(field: str, sentence: str) -> PydanticCustomError:
     """An error about one field of the type that is being validated."""
     return PydanticCustomError("refusal", "{sentence}", {"field": field, "sentence": sentence})
+
+
+def _checked_kind(value: Any, field: ValidationInfo) -> Any:
+    if not isinstance(value, str | dict | None):
+        raise ValueError(f"{field.field_name} is a {type(value).__name__}; give an object or a text")
+    return value
+
+
+ObjectOrText = Annotated[dict[str, Any] | str | None, BeforeValidator(_checked_kind)]
 
 
 def _token_ids_as_keys(bias: dict[str, float] | None) -> dict[int, float] | None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from jaxserve.chat.tools import Tools
-from jaxserve.server.protocol.base import PromptLogprobs, RequestType, ResponseType, Usage, refusal
+from jaxserve.server.protocol.base import ObjectOrText, PromptLogprobs, RequestType, ResponseType, Usage, refusal
 from jaxserve.server.protocol.content import joined_text
 from jaxserve.server.protocol.structured import StructuredRequest
 
@@ -88,7 +88,7 @@ class ChatCompletionRequest(StructuredRequest):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None  # in the forms that `Tools` reads
+    tool_choice: ObjectOrText = None  # in the forms that `Tools` reads
     parallel_tool_calls: bool | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     thinking_token_budget: int | None = None

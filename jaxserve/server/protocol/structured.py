@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, PrivateAttr, model_validator
 
 from jaxserve.errors import InputError
-from jaxserve.server.protocol.base import GenerationRequest, RequestType, refusal
+from jaxserve.server.protocol.base import GenerationRequest, ObjectOrText, RequestType, refusal
 from jaxserve.structured_outputs import StructuredOutputsParams
 
 
@@ -70,7 +70,7 @@ class StructuredOutputs(RequestType):
         "structural_tag": (),
     }
 
-    of_json: dict[str, Any] | str | None = Field(None, alias="json")
+    of_json: ObjectOrText = Field(None, alias="json")
     json_object: bool | None = None
     regex: str | None = None
     choice: list[str] | None = None
@@ -84,7 +84,7 @@ class StructuredRequest(GenerationRequest):
 
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
-    guided_json: dict[str, Any] | str | None = None
+    guided_json: ObjectOrText = None
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None

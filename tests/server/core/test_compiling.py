@@ -138,7 +138,8 @@ async def test_the_loop_does_not_spin_when_a_grammar_has_been_compiled(fake: Fak
 async def test_a_flood_of_slow_grammars_holds_nobody_up() -> None:
     fake = FakeEngine()
     fake.seconds_per_step = 0.005
-    fake.grammars = Grammars(load_tokenizer(DEMO_MODEL), vocab_size=1280, eos_token_ids=[0])
+    tokenizer = load_tokenizer(DEMO_MODEL)
+    fake.grammars = Grammars(tokenizer, vocab_size=1280, eos_token_ids=[tokenizer.eos_token_id])
     fake.grammars.prepare()
     async with running(fake, max_queued_requests=1000) as engine:
         flood = [asyncio.create_task(collected(engine.generate({str(n): "x"}, slow(n)))) for n in range(300)]
