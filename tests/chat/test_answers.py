@@ -204,7 +204,7 @@ def test_a_form_binds_behind_thinking_that_keeps_to_its_budget(model: Model, bud
         if has_ended:
             answer = model.read(tokens, Tools())
             jsonschema.validate(json.loads(answer.content), WANTED)
-            assert budget is None or len(answer.reasoning) <= budget  # a token is a byte, or a mark of several
+            assert budget is None or len(model.tokenizer.encode(answer.reasoning)) <= budget
             ended += 1
     assert ended
 
