@@ -14,6 +14,10 @@ ANY_TEXT = r"/(.|\n)*/"
 # At most so much between two parts of JSON: models that may write blanks without an end sometimes do.
 WHITE_SPACE = r"[ \t\r\n]{1,32}"
 
+_VALUES = ("const", "enum", "default", "examples", "x-guidance")  # keywords with no schemas in them
+_NAMES = ("properties", "patternProperties", "$defs", "definitions")  # and with schemas by any names
+_SMALL = 1e-6
+
 
 def quoted(text: str) -> str:
     """A terminal that is just this text."""
@@ -43,7 +47,9 @@ def json_value(
     elif wanted and wanted.disable_any_whitespace:
         options = {"whitespace_flexible": False, "lenient": lenient}
     given = schema.get("x-guidance")  # llguidance's own options
-    return "%json " + json.dumps({**schema, "x-guidance": options | given if isinstance(given, dict) else options})
+    return "%json " + json.dumps(
+        {**_mended(schema), "x-guidance": options | given if isinstance(given, dict) else options}
+    )
 
 
 def rule(name: str, wanted: StructuredOutputsParams | None) -> str:
@@ -60,6 +66,26 @@ def rule(name: str, wanted: StructuredOutputsParams | None) -> str:
 
         return f"{name}: /{regex_to_lark(wanted.regex, '')}/"
     return f"{name}: %lark {{\n{wanted.grammar}\n}}"
+
+
+def _mended(schema: Any) -> Any:
+    """The same without what llguidance 1.9 gets wrong: of the numbers above 3 and up to 3.5, 3 is one to it."""
+    if isinstance(schema, list):
+        return [_mended(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    mended = {}
+    for key, value in schema.items():
+        if key in _NAMES and isinstance(value, dict):
+            mended[key] = {name: _mended(each) for name, each in value.items()}
+        else:
+            mended[key] = value if key in _VALUES else _mended(value)
+    if mended.get("type") != "integer":
+        for key, step in (("exclusiveMinimum", _SMALL), ("exclusiveMaximum", -_SMALL)):
+            bound = mended.get(key)
+            if isinstance(bound, int | float) and not isinstance(bound, bool) and abs(bound) < 2**32:
+                mended[key] = bound + step if bound == int(bound) else bound
+    return mended
 
 
 def _schema(wanted: StructuredOutputsParams) -> dict[str, Any]:

@@ -46,7 +46,7 @@ COUNTS = {
 WAITING, RUNNING = "vllm:num_requests_waiting", "vllm:num_requests_running"
 PAGES = [f"jaxserve:pages {state}" for state in ("held", "cached", "free")]
 SHARED = "The quick brown fox jumps over the lazy dog and the old farmer carries a lamp to the market. " * 8
-TOOL = {
+TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "get_weather",
@@ -81,6 +81,13 @@ def _chat(dice: random.Random) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": question}], "max_tokens": dice.randint(1, 200)}
 
 
+def _wanted(dice: random.Random) -> dict[str, Any]:
+    """Mostly what was wanted before, and now and then a new grammar."""
+    if dice.random() < 0.1:
+        return {"regex": f"(yes|no|{dice.randint(0, 10**6)})+"}
+    return {"json": TOOL["function"]["parameters"]} if dice.random() < 0.5 else {"choice": ["yes", "no"]}
+
+
 KINDS: dict[str, tuple[str, Callable[[random.Random], dict[str, Any]]]] = {
     "stream": ("/v1/completions", lambda dice: _completion(dice) | {"stream": True}),
     "whole": ("/v1/completions", lambda dice: _completion(dice) | {"n": dice.choice((1, 3))}),
@@ -89,6 +96,7 @@ KINDS: dict[str, tuple[str, Callable[[random.Random], dict[str, Any]]]] = {
     "prefix": ("/v1/completions", lambda dice: _completion(dice) | {"prompt": f"{SHARED}{dice.random()}"}),
     "chat": ("/v1/chat/completions", lambda dice: _chat(dice) | {"stream": True}),
     "tools": ("/v1/chat/completions", lambda dice: _chat(dice) | {"tools": [TOOL], "stream": dice.random() < 0.5}),
+    "structured": ("/v1/completions", lambda dice: _completion(dice) | {"structured_outputs": _wanted(dice)}),
     "messages": ("/v1/messages", lambda dice: _chat(dice) | {"model": "demo_model"}),
     "embedding": ("/v1/embeddings", lambda dice: {"input": "Hello there " * dice.randint(1, 30)}),
     "refused": ("/v1/completions", lambda dice: _completion(dice) | {"temperature": -1}),
@@ -147,21 +155,28 @@ async def soak(url: str, seconds: float, clients: int, seed: int) -> tuple[list[
                 samples.append(await _sample(client, start))
 
         await asyncio.gather(watch(), *(ask() for _ in range(clients)))
-        samples.append(await _idle(client, start))
+        samples.append(await _idle(client, start, samples[0]))
     return samples, counts
 
 
-async def _idle(client: httpx.AsyncClient, start: float = 0.0) -> Sample:
-    """Once no request runs, and connections that were left are gone."""
+async def _idle(client: httpx.AsyncClient, start: float = 0.0, before: Sample | None = None) -> Sample:
+    """Once no request runs and, as far as a minute does it, what was opened since `before` is closed."""
     deadline = time.monotonic() + 60
     while True:
         await asyncio.sleep(0.5)
         sample = await _sample(client, start)
-        if not sample.values[RUNNING] + sample.values[WAITING] + sample.values["jaxserve:pages held"]:
-            await asyncio.sleep(1)
-            return await _sample(client, start)
-        if time.monotonic() > deadline:
+        runs = sample.values[RUNNING] + sample.values[WAITING] + sample.values["jaxserve:pages held"]
+        if (not runs and not (before and _more(before, sample))) or time.monotonic() > deadline:
             return sample
+
+
+def _more(before: Sample, after: Sample) -> list[str]:
+    """What there was less of before."""
+    return [
+        f"{title}: {after.values[name]:.0f} after {before.values[name]:.0f}"
+        for title, name in COUNTS.items()
+        if after.values[name] > before.values[name]
+    ]
 
 
 def growth(samples: list[Sample], name: str) -> float:
@@ -174,11 +189,7 @@ def growth(samples: list[Sample], name: str) -> float:
 def failures(samples: list[Sample], counts: Counter, max_growth: float) -> list[str]:
     """What does not hold."""
     first, last = samples[0].values, samples[-1].values
-    found = [
-        f"{title}: {last[name]:.0f} after {first[name]:.0f}"
-        for title, name in COUNTS.items()
-        if last[name] > first[name]
-    ]
+    found = _more(samples[0], samples[-1])
     if sum(last[name] for name in PAGES) != sum(first[name] for name in PAGES):
         found.append("there are not as many pages as before")
     for title, name in MEMORY.items():

@@ -24,6 +24,7 @@ COMMANDS = {
     "bench host": ("jaxserve.cli.bench.host", "what a decode step costs beside the device's work"),
     "bench simulate": ("jaxserve.cli.bench.simulate", "a long trace on a simulated device, to compare settings"),
     "bench experts": ("jaxserve.cli.bench.experts", "a mixture of experts: time by how many experts a step uses"),
+    "bench structured": ("jaxserve.cli.bench.structured", "what constrained requests cost those beside them"),
     "bench pages": ("jaxserve.cli.bench.pages", "what sequences hold of the page pool, by context length"),
     "env": ("jaxserve.cli.env", "show versions, devices and the CPU's features"),
 }

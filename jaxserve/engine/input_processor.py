@@ -1,6 +1,7 @@
 """Everything that is checked about a request before the engine takes it."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -75,6 +76,7 @@ class InputProcessor:
         Templates write special tokens themselves, so that none are added unless `add_special_tokens` says so.
         """
         text = self.chat.render(messages, **template_arguments)
+        self._check_length(text)
         return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
     def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -101,7 +103,23 @@ class InputProcessor:
             prompt = prompt["prompt"]
         if not isinstance(prompt, str):
             raise InputError(f"a prompt is a {type(prompt).__name__}; give a string or {{'prompt_token_ids': [...]}}")
+        self._need_tokenizer("a prompt of text")
+        self._check_length(prompt)
         return prompt, self._checked_ids(self.tokenize(prompt))
+
+    def _check_length(self, text: str) -> None:
+        """Refuse what cannot fit whatever its tokens are: to find those takes a minute for ten megabytes."""
+        max_model_len = self.limits.max_model_len
+        if len(text) > (most := max_model_len * self._longest_token):
+            raise InputError(
+                f"the prompt has {len(text)} characters and max_model_len is {max_model_len} tokens, of no more than "
+                f"{most} characters together; shorten the prompt or raise max_model_len"
+            )
+
+    @functools.cached_property
+    def _longest_token(self) -> int:
+        """In characters; of a tokenizer of bytes, each of which is a character of its own there."""
+        return max(map(len, self.tokenizer.get_vocab()))
 
     def _checked_ids(self, token_ids: Any) -> list[int]:
         if not isinstance(token_ids, Sequence) or isinstance(token_ids, str):

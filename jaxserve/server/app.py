@@ -65,6 +65,7 @@ def build_app(
         Route("/v1/embeddings", Embeddings(served).create, methods=["POST"]),
         Route("/score", Scores(served).create, methods=["POST"]),
         Route("/v1/models", status.models, methods=["GET"]),
+        Route("/v1/models/{model:path}", status.model, methods=["GET"]),
         Route("/tokenize", tokenization.tokenize, methods=["POST"]),
         Route("/detokenize", tokenization.detokenize, methods=["POST"]),
         Route("/tokenizer_info", tokenization.info, methods=["GET"]),

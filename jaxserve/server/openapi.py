@@ -91,13 +91,13 @@ def openapi(routes: Sequence[Route]) -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     for route, operation in operations:
         for method in sorted((route.methods or set()) - {"HEAD"}):
-            described = _operation(f"{method} {route.path}", operation, schemas)
+            described = _operation(f"{method} {route.path_format}", operation, schemas)
             if route.param_convertors:
                 described["parameters"] = [
                     {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
                     for name in route.param_convertors
                 ]
-            paths.setdefault(route.path, {})[method.lower()] = described
+            paths.setdefault(route.path_format, {})[method.lower()] = described
     return {
         "openapi": "3.1.0",
         "info": {"title": "jaxserve", "version": jaxserve.__version__},

@@ -16,7 +16,6 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
-from sse_starlette.sse import AppStatus
 
 from jaxserve.checkpoint.tokenizer import import_tokenizers, load_tokenizer
 from jaxserve.config import EngineConfig
@@ -110,8 +109,6 @@ class _Server(uvicorn.Server):
                 timeout_graceful_shutdown=_GRACE_SECONDS,
             )
         )
-        # sse-starlette would cut the streams off; here the engine ends them, each with an error that says why.
-        AppStatus.disable_automatic_graceful_drain()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called for SIGINT and SIGTERM."""

@@ -193,3 +193,44 @@ def test_bench_pages_counts_what_a_window_lets_go(tmp_path: Path, capsys: pytest
     share = long["bytes"] / long["bytes_without_windows"]
     assert windows.count(None) / len(windows) < share < windows.count(None) / len(windows) + 0.1
     assert "that keep everything" in capsys.readouterr().out
+
+
+def test_streams_over_http_are_measured_and_compared_with_the_same_requests_offline(
+    tmp_path: Path, capfd: pytest.CaptureFixture
+):
+    file = tmp_path / "result.json"
+    words = "--streams 2 --num-prompts 3 --input-len 20 --output-len 9 --compare-offline".split()
+    assert main(["bench", "serve", *words, "--output-json", str(file), *FLAGS]) == 0
+    report = json.loads(file.read_text())
+    assert (report["requests"], report["prompt_tokens"], report["output_tokens"]) == (3, 60, 27)
+    assert report["output_tokens_per_second"] == pytest.approx(27 / report["run_seconds"])
+    for name in ("ttft_seconds", "itl_seconds", "tpot_seconds", "end_to_end_seconds"):
+        assert 0 < report[name]["median"] <= report["run_seconds"]
+    assert (report["offline"]["prompt_tokens"], report["offline"]["output_tokens"]) == (60, 27)
+    ratio = report["output_tokens_per_second"] / report["offline"]["output_tokens_per_second"]
+    assert report["share_of_offline"] == ratio
+    assert f"{ratio:.1%}" in capfd.readouterr().out
+
+
+def test_a_server_that_is_not_there_or_does_not_answer_to_the_end_is_told(capsys: pytest.CaptureFixture):
+    assert main(["bench", "serve", "--url", "http://127.0.0.1:9"]) == 2
+    assert "no server of OpenAI's API answers at http://127.0.0.1:9" in capsys.readouterr().err
+    assert main(["bench", "serve", "--url", "http://127.0.0.1:9", "--compare-offline"]) == 2
+    assert "--url and --compare-offline were both given" in capsys.readouterr().err
+
+
+def test_constrained_requests_are_measured_beside_free_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "result.json"
+    sizes = ["--requests", "2", "--input-len", "8", "--output-len", "12", "--rounds", "2", "--output-json", str(file)]
+    assert main(["bench", "structured", *sizes, "--max-num-batched-tokens", "32", "--page-size", "16"]) == 0
+    report = json.loads(file.read_text())
+    assert set(report["tpot_seconds"]) == {"alone", "beside free", "beside constrained"}
+    assert all(found["median"] > 0 for found in report["tpot_seconds"].values())
+    assert (report["settings"]["max_num_seqs"], report["settings"]["max_model_len"]) == (4, 20)
+    printed = capsys.readouterr().out
+    for row in ("2 free, alone", "2 free, beside 2 free", "2 free, beside 2 constrained", "than beside free ones"):
+        assert row in printed
+    assert max(map(len, printed.splitlines())) < 130
+
+    assert main(["bench", "structured", "--output-len", "1"]) == 2
+    assert "fewer than two tokens" in capsys.readouterr().err

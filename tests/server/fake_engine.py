@@ -52,7 +52,7 @@ class FakeEngine:
     """The token at place i of any completion is i, its text " i". The prompt "bad" is refused when it is added."""
 
     def __init__(self, **sampling_defaults: float):
-        self.config = EngineConfig(max_model_len=100, max_num_seqs=4)
+        self.config = EngineConfig(model="fake", max_model_len=100, max_num_seqs=4)
         self.sampling_defaults, self.attention, self.startup_seconds = sampling_defaults, "none", {}
         limits = Limits(vocab_size=1000, max_model_len=100, max_logprobs=20, eos_token_ids=frozenset())
         self.inputs = types.SimpleNamespace(

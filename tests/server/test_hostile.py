@@ -1,9 +1,11 @@
 """Requests that mean harm, or might as well: each is answered, its neighbours get the tokens that they get alone."""
 
 import json
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,7 +24,12 @@ NUMBERS = (
 
 NESTED = '{"a":' * 100_000 + "1" + "}" * 100_000
 TOOLS = f'[{{"type": "function", "function": {NESTED}}}]'
+MANY = {f"key {number}": {"type": "string", "description": "x" * 80} for number in range(100_000)}
 LOOP = "{% for i in range(10**9) %}{% endfor %}"
+
+
+def tool(parameters: Any, name: str = "f") -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": parameters, "strict": True}}
 
 
 # Bodies as they are sent, by what they try.
@@ -48,6 +55,8 @@ BODIES: dict[str, tuple[str, str | bytes]] = {
     "a million log-probabilities": (COMPLETIONS, json.dumps({"prompt": "x", "logprobs": 10**6})),
     "a template of its own": (CHAT, json.dumps({"messages": HELLO, "chat_template_kwargs": {"chat_template": LOOP}})),
     "an option of the tokenizer": (CHAT, json.dumps({"messages": HELLO, "chat_template_kwargs": {"tokenize": True}})),
+    "a text of ten megabytes": (COMPLETIONS, json.dumps({"prompt": "word " * 2_000_000})),
+    "tools of ten megabytes": (CHAT, json.dumps({"messages": HELLO, "tools": [tool({"properties": MANY})]})),
     "a role that does not exist": (CHAT, json.dumps({"messages": [{"role": ["user"], "content": {}}]})),
 }
 BODIES |= {
@@ -55,6 +64,41 @@ BODIES |= {
     for name in NUMBERS
     for value in ("NaN", "-Infinity", "1e999", str(10**30), "[]")
 }
+
+
+STRUCTURED: dict[str, dict[str, Any]] = {
+    "a schema of ten megabytes": {"json": {"type": "object", "properties": MANY}},
+    "a schema that is itself": {"json": {"$ref": "#"}},
+    "schemas that are one another": {
+        "json": {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}
+    },
+    "a schema from elsewhere": {"json": {"$ref": "http://localhost:1/schema"}},
+    "a schema that nests": {"json": '{"items":' * 5000 + "{}" + "}" * 5000},
+    "a schema that is none": {"json": {"type": 5}},
+    "a billion repetitions": {"regex": "((a{1000}){1000}){1000}"},
+    "a back-reference": {"regex": r"(a+)\1"},
+    "nothing that matches": {"regex": r"[^\s\S]"},
+    "a grammar that is itself": {"grammar": "start: start"},
+    "a hundred thousand choices": {"choice": [f"choice {number}" for number in range(100_000)]},
+}
+BODIES |= {
+    name: (COMPLETIONS, json.dumps({"prompt": "x", "structured_outputs": wanted}))
+    for name, wanted in STRUCTURED.items()
+}
+PARAMETERS: dict[str, Any] = {
+    "text": "x",
+    "a list": [],
+    "a number": 5,
+    "of no type": {"type": 5},
+    "an array": {"type": "array"},
+    "with a list of properties": {"type": "object", "properties": []},
+    "with a type that is none": {"type": "object", "properties": {"a": {"type": "nonsense"}}},
+    "that are themselves": {"$ref": "#"},
+}
+BODIES |= {
+    f"parameters {name}": (CHAT, json.dumps({"messages": HELLO, "tools": [tool(parameters)]}))
+    for name, parameters in PARAMETERS.items()
+} | {"a function's name of two lines": (CHAT, json.dumps({"messages": HELLO, "tools": [tool({}, "a\nb")]}))}
 
 
 @pytest.mark.parametrize("name", BODIES)
@@ -130,3 +174,30 @@ def test_headers_that_carry_others(server: str, header: bytes) -> None:
     assert head.startswith((b"http/1.1 200", b"http/1.1 400"))
     if b"x-request-id" in head:
         assert len(head.partition(b"x-request-id: ")[2].split(b"\r\n")[0]) in (32, 3)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "pattern"),
+    [
+        ({"regex": "(a+)+b"}, "a+b?"),
+        ({"json": {"type": "object", "properties": {"a": {"$ref": "#"}}, "additionalProperties": False}}, r"\s*\{.*"),
+        ({"json": {}}, r".+"),
+    ],
+)
+def test_what_looks_like_harm_and_is_none_is_followed(
+    client: httpx.Client, wanted: dict[str, Any], pattern: str, neighbour: Callable[[], None]
+) -> None:
+    body = {"prompt": "x", "max_tokens": 12, "temperature": 0, "structured_outputs": wanted}
+    text = client.post(COMPLETIONS, json=body).json()["choices"][0]["text"]
+    assert re.fullmatch(pattern, text, re.DOTALL), text
+
+
+def test_a_flood_of_schemas_holds_no_neighbour_up(client: httpx.Client, neighbour: Callable[[], None]) -> None:
+    def ask(number: int) -> int:
+        schema = {"type": "object", "properties": {f"key {number}-{i}": {"type": "integer"} for i in range(50)}}
+        body = {"prompt": "x", "max_tokens": 3, "structured_outputs": {"json": schema}}
+        return client.post(COMPLETIONS, json=body).status_code
+
+    with ThreadPoolExecutor(16) as pool:
+        assert set(pool.map(ask, range(100))) == {200}
+    neighbour()

@@ -50,7 +50,7 @@ def drain(*signals: signal.Signals, seconds: float, **asked: Any) -> tuple[list[
 
 
 def test_a_signal_lets_what_runs_end_and_takes_nothing_new() -> None:
-    events, (health, ready, refused) = drain(signal.SIGTERM, seconds=100, max_tokens=500)
+    events, (health, ready, refused) = drain(signal.SIGTERM, seconds=100)
     assert events[-1] == "data: [DONE]"
     assert (health.status_code, ready.status_code, refused.status_code) == (200, 503, 503)
     assert "shutting down" in refused.json()["error"]["message"]

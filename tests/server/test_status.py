@@ -7,6 +7,7 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
+from jaxserve.config import DEMO_MODEL
 from jaxserve.server.app import build_app
 from tests.server.cases import MODEL_NAME, error
 from tests.server.core_thread import core_thread
@@ -18,7 +19,19 @@ def test_models_lists_the_one_model(client: httpx.Client) -> None:
     (card,) = listing.pop("data")
     assert listing == {"object": "list"}
     assert isinstance(card.pop("created"), int)
-    assert card == {"id": MODEL_NAME, "object": "model", "owned_by": "jaxserve", "max_model_len": 512}
+    expected = {"id": MODEL_NAME, "object": "model", "owned_by": "jaxserve", "root": str(DEMO_MODEL)}
+    assert card == expected | {"max_model_len": 512}
+
+
+def test_a_model_is_found_by_its_name_alone(client: httpx.Client) -> None:
+    assert client.get(f"/v1/models/{MODEL_NAME}").json() == client.get("/v1/models").json()["data"][0]
+    assert error(client.get("/v1/models/some/other"), 404)["code"] == "model_not_found"
+
+
+def test_a_models_name_may_have_slashes() -> None:
+    with core_thread(FakeEngine()) as core, TestClient(build_app(core.client, "the/model")) as client:
+        assert client.get("/v1/models/the/model").json()["id"] == "the/model"
+        assert client.get("/v1/models/the%2Fmodel").json()["id"] == "the/model"
 
 
 def test_health_is_200_while_the_engine_lives(client: httpx.Client) -> None:

@@ -1,4 +1,4 @@
-"""`/v1/models`: response."""
+"""`/v1/models`: responses."""
 
 from typing import Literal
 
@@ -10,6 +10,7 @@ class ModelCard(ResponseType):
     object: Literal["model"]
     created: int
     owned_by: str
+    root: str  # what it was loaded from, by which vLLM's clients find its tokenizer
     max_model_len: int
 
 

@@ -5,7 +5,6 @@ import functools
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 
-from sse_starlette import ServerSentEvent
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -35,7 +34,7 @@ from jaxserve.server.protocol.messages import (
     ToolUse,
     parsed_input,
 )
-from jaxserve.server.routes.reply import Counts, Reply, answer, json_response, new_id
+from jaxserve.server.routes.reply import Counts, Reply, answer, json_response, new_id, server_sent_event
 from jaxserve.server.routes.served import Served
 from jaxserve.server.routes.turn import Answers, Turn
 
@@ -214,8 +213,8 @@ class _MessageReply(Reply):
     def failure(self, error: Exception) -> MessageEvent:
         return MessageEvent(type="error", error=_error(error).error)
 
-    def event(self, chunk: ResponseType) -> ServerSentEvent:
-        return ServerSentEvent(chunk.to_json(), event=getattr(chunk, "type", None), sep="\n")
+    def event(self, chunk: ResponseType) -> str:
+        return server_sent_event(chunk.to_json(), getattr(chunk, "type", None))
 
     def _read(self, completion: CompletionOutput) -> Iterator[MessageEvent]:
         self._end = completion

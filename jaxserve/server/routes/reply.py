@@ -1,14 +1,14 @@
 """How every endpoint that generates answers: whole, or as server-sent events."""
 
 import abc
+import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from typing import ClassVar
 
-from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from jaxserve.outputs import RequestOutput, add_delta
@@ -19,6 +19,8 @@ from jaxserve.server.incoming import while_connected
 from jaxserve.server.protocol.base import ResponseType, Usage
 
 Deltas = AsyncGenerator[RequestOutput]
+
+_PING_SECONDS = 15.0  # after which a stream shows that it is still there, so that no proxy gives it up
 
 
 class Counts:
@@ -83,8 +85,13 @@ class Reply(abc.ABC):
         """What a streaming client gets if the engine fails."""
         return as_api_error(error).body()
 
-    def event(self, chunk: ResponseType) -> ServerSentEvent:
-        return ServerSentEvent(chunk.to_json(), sep="\n")
+    def event(self, chunk: ResponseType) -> str:
+        return server_sent_event(chunk.to_json())
+
+
+def server_sent_event(data: str, name: str | None = None) -> str:
+    """As it goes over the wire; `data` is one line."""
+    return f"event: {name}\ndata: {data}\n\n" if name else f"data: {data}\n\n"
 
 
 def json_response(answer: ResponseType) -> Response:
@@ -124,21 +131,25 @@ async def _collect(deltas: Deltas) -> dict[str, RequestOutput]:
     return outputs
 
 
-async def _events(reply: Reply, first: RequestOutput, deltas: Deltas) -> AsyncIterator[ServerSentEvent]:
+async def _events(reply: Reply, first: RequestOutput, deltas: Deltas) -> AsyncGenerator[str]:
+    """What goes to the client at a time: the events of a delta, which a step has added."""
     counts = Counts()
     delta: RequestOutput | None = first
     try:
         while delta:
             counts.count(delta)
-            for chunk in reply.chunks(delta):
-                if reply.usage_in_chunks:
+            chunks = list(reply.chunks(delta))
+            if reply.usage_in_chunks:
+                for chunk in chunks:
                     chunk.usage = counts.usage  # type: ignore[attr-defined]
-                yield reply.event(chunk)
+            if chunks:
+                yield "".join(map(reply.event, chunks))
             delta = await anext(deltas, None)
-        for chunk in reply.last_chunks(counts):
-            yield reply.event(chunk)
+        last = "".join(map(reply.event, reply.last_chunks(counts)))
         if reply.last_event is not None:
-            yield ServerSentEvent(reply.last_event, sep="\n")
+            last += server_sent_event(reply.last_event)
+        if last:
+            yield last
     except Unserved as error:  # the status is sent; without its last event, nobody can take what came for all
         logs.note(error=str(error))
         yield reply.event(reply.failure(error))
@@ -146,15 +157,32 @@ async def _events(reply: Reply, first: RequestOutput, deltas: Deltas) -> AsyncIt
         counts.note()
 
 
-class _EventStream(EventSourceResponse):
+class _EventStream(StreamingResponse):
     """The events of a request, which ends with the response however that ends: also if it never came to stream."""
 
-    def __init__(self, events: AsyncIterator[ServerSentEvent], deltas: Deltas):
-        super().__init__(events, sep="\n")
-        self._deltas = deltas
+    def __init__(self, events: AsyncGenerator[str], deltas: Deltas):
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__(events, headers=headers, media_type="text/event-stream")
+        self._events, self._deltas = events, deltas
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, send)  # which cancels `stream_response` if the client leaves
         finally:
+            await self._events.aclose()
             await self._deltas.aclose()
+
+    async def stream_response(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        pings = asyncio.create_task(self._ping(send))
+        try:
+            async for text in self._events:
+                await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+        finally:
+            pings.cancel()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _ping(self, send: Send) -> None:
+        while True:
+            await asyncio.sleep(_PING_SECONDS)
+            await send({"type": "http.response.body", "body": b": ping\n\n", "more_body": True})

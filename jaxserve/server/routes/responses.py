@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from sse_starlette import ServerSentEvent
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -31,7 +30,7 @@ from jaxserve.server.protocol.responses import (
     as_messages,
 )
 from jaxserve.server.response_store import ResponseStore, StoredResponse
-from jaxserve.server.routes.reply import Counts, Reply, answer, json_response, new_id
+from jaxserve.server.routes.reply import Counts, Reply, answer, json_response, new_id, server_sent_event
 from jaxserve.server.routes.response_output import ResponseOutput
 from jaxserve.server.routes.served import Served
 from jaxserve.server.routes.turn import Answers, Turn
@@ -159,8 +158,8 @@ class _ResponseReply(Reply):
         response.error = ResponseError(code="server_error", message=str(as_api_error(error)))
         return self._event("response.failed", response=response)
 
-    def event(self, chunk: ResponseType) -> ServerSentEvent:
-        return ServerSentEvent(chunk.to_json(), event=getattr(chunk, "type", None), sep="\n")
+    def event(self, chunk: ResponseType) -> str:
+        return server_sent_event(chunk.to_json(), getattr(chunk, "type", None))
 
     def _read(self, completion: CompletionOutput) -> Iterator[ResponseEvent]:
         self._finish_reason = completion.finish_reason

@@ -20,14 +20,12 @@ class Status:
 
     @describes(Operation(summary="The one model", answers=ModelList))
     async def models(self, request: Request) -> Response:
-        card = ModelCard(
-            id=self._served.name,
-            object="model",
-            created=self._served.since,
-            owned_by="jaxserve",
-            max_model_len=self._served.engine.max_model_len,
-        )
-        return json_response(ModelList(object="list", data=[card]))
+        return json_response(ModelList(object="list", data=[self._card]))
+
+    @describes(Operation(summary="The model of this name", answers=ModelCard, errors=(404,)))
+    async def model(self, request: Request) -> Response:
+        self._served.check_name(request.path_params["model"])
+        return json_response(self._card)
 
     @describes(Operation(summary="The server's version", answers=dict[str, str]))
     async def version(self, request: Request) -> Response:
@@ -48,3 +46,15 @@ class Status:
         if not self._served.engine.takes_requests:
             raise ApiError(503, "the server takes no requests; ask another one")
         return JSONResponse({})
+
+    @property
+    def _card(self) -> ModelCard:
+        engine = self._served.engine
+        return ModelCard(
+            id=self._served.name,
+            object="model",
+            created=self._served.since,
+            owned_by="jaxserve",
+            root=engine.ready.config.model,
+            max_model_len=engine.max_model_len,
+        )
