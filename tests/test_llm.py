@@ -7,7 +7,7 @@ import json
 import jax
 import pytest
 
-from jaxserve import LLM, InputError, SamplingParams
+from jaxserve import LLM, InputError, SamplingParams, StructuredOutputsParams
 from tests.server.cases import TOOLS, WEATHER_ARGUMENTS, WEATHER_ASKED
 
 SETTINGS = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "max_model_len": 512, "page_size": 16}
@@ -70,6 +70,48 @@ def test_a_streamed_chat_adds_up_to_the_whole(llm):
     arguments = "".join(part["function"].get("arguments", "") for part in calls)
     assert arguments == call["function"]["arguments"]
     assert json.loads(arguments) == WEATHER_ARGUMENTS
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_time"}}])
+def test_a_chat_calls_the_tool_that_it_has_to(llm, choice):
+    tools = [{"type": "function", "function": {"name": name}} for name in ("get_time", "get_date")]
+    asked: dict = {"tools": tools, "tool_choice": choice, "parallel_tool_calls": False}
+    (whole,) = llm.chat(ask("What is 27+45?"), GREEDY, **asked)[0].outputs
+    (call,) = whole.message["tool_calls"]
+    assert call["function"]["name"] in ("get_time", "get_date")[: 1 if isinstance(choice, dict) else 2]
+    assert json.loads(call["function"]["arguments"]) == {}
+    assert whole.message["content"] is None
+    deltas = [delta.outputs[0] for delta in llm.stream_chat(ask("What is 27+45?"), GREEDY, **asked)]
+    assert "".join(delta.text for delta in deltas) == whole.text
+
+
+def test_structured_outputs_bind_a_chats_answer_behind_a_bounded_thought(llm):
+    settings = dataclasses.replace(GREEDY, structured_outputs=StructuredOutputsParams(choice=["no", "yes"]))
+    free, bounded = (
+        llm.chat(ask("What is 27+45?"), dataclasses.replace(settings, thinking_token_budget=budget))[0]
+        .outputs[0]
+        .message
+        for budget in (None, 3)
+    )
+    assert {free["content"], bounded["content"]} <= {"no", "yes"}
+    assert free["reasoning_content"].startswith(bounded["reasoning_content"])
+    assert len(bounded["reasoning_content"]) < len(free["reasoning_content"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"tool_choice": "required"}, "tool_choice asks for a call and there are no tools"),
+        (
+            {"tool_choice": "sometimes", "tools": [{"type": "function", "function": {"name": "f"}}]},
+            "give 'none', 'auto'",
+        ),
+        ({"tools": [{"type": "function"}]}, r"tools\[0\] is no function with a name"),
+    ],
+)
+def test_chat_refuses_tools_and_choices_that_are_none(llm, asked, message):
+    with pytest.raises(InputError, match=message):
+        llm.chat(ask("Hello"), GREEDY, **asked)
 
 
 def test_without_sampling_parameters_the_models_own_defaults_serve(llm):
