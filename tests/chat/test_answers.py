@@ -244,5 +244,5 @@ def test_calls_need_a_style() -> None:
 def test_a_grammar_of_tools_has_a_bound() -> None:
     model = Model("hermes")
     large = {"type": "function", "function": {"name": "f", "parameters": {"enum": ["x" * 2**18]}, "strict": True}}
-    with pytest.raises(InputError, match="tools makes a grammar of .* characters and at most 262144 are possible"):
+    with pytest.raises(InputError, match=r"tools makes a grammar of .* characters and at most 262144 are possible"):
         model.settings(Tools.of([large]))
