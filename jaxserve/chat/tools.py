@@ -71,7 +71,7 @@ class Tools:
 def _function(tool: Any, place: str) -> Function:
     if not isinstance(tool, dict) or tool.get("type") != "function":
         kind = repr(tool.get("type")) if isinstance(tool, dict) else type(tool).__name__
-        raise _wrong_tool(f"{place} is of type {kind}; only those of type 'function' are supported")
+        raise _wrong_tool(f"{place} is of type {kind}; only functions are supported")
     function = tool.get("function")
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         raise _wrong_tool(

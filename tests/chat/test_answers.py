@@ -239,3 +239,10 @@ def test_calls_need_a_style() -> None:
         with pytest.raises(InputError, match=f"{field} asks for calls.*tool_call_parser='none'") as caught:
             format.settings(SamplingParams(), [1], tools)
         assert caught.value.field == field
+
+
+def test_a_grammar_of_tools_has_a_bound() -> None:
+    model = Model("hermes")
+    large = {"type": "function", "function": {"name": "f", "parameters": {"enum": ["x" * 2**18]}, "strict": True}}
+    with pytest.raises(InputError, match=r"tools makes a grammar of .* characters and at most 262144 are possible"):
+        model.settings(Tools.of([large]))

@@ -237,7 +237,6 @@ def nested(depth: int) -> dict[str, Any]:
         ({"tools": function(parameters={"properties": 5}), "tool_choice": "required"}, "tools", "cannot be followed"),
         ({"tools": function(name='a"\n%json {}'), "tool_choice": "required"}, "tools", "name"),
         ({"tools": function(name="\u0000"), "tool_choice": "required"}, "tools", "name"),
-        ({"tools": function(description="d", parameters={"enum": ["x" * 2**18]}, strict=True)}, "tools", "characters"),
         ({"tool_choice": {"type": "function"}}, "tool_choice", "give 'none'"),
         ({"tool_choice": NAMED_NEWS | {"also": 1}}, "tool_choice", "give 'none'"),
         ({"tool_choice": {"type": "custom", "custom": {"name": "f"}}}, "tool_choice", "give 'none'"),
