@@ -59,7 +59,15 @@ def test_null_is_as_good_as_leaving_out(parse: Any) -> None:
 
 def test_no_sampling_field_is_forgotten() -> None:
     # The one of another meaning in each endpoint, and those that are Python's alone.
-    own = {"logprobs", "detokenize", "structured_outputs", "thinking", "pooling"}
+    own = {
+        "logprobs",
+        "detokenize",
+        "structured_outputs",
+        "thinking",
+        "thinking_token_budget",
+        "chat_grammar",
+        "pooling",
+    }
     assert {field.name for field in dataclasses.fields(SamplingParams)} == FIELDS.keys() | own
 
 
@@ -87,3 +95,10 @@ def test_text_parts_of_messages_are_joined() -> None:
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     request = ChatCompletionRequest.model_validate({"messages": [{"role": "user", "content": parts}]})
     assert request.messages[0].content == "one\ntwo"
+
+
+def test_what_litellm_notes_on_an_answer_is_nothing_to_the_model() -> None:
+    answer = {"role": "assistant", "content": "Paris."}
+    noted = answer | {"provider_specific_fields": {"refusal": None, "reasoning_content": "A fact."}}
+    (message,) = ChatCompletionRequest(messages=[noted]).messages
+    assert message.model_dump(exclude_none=True) == answer

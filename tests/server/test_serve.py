@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import select
 import shutil
 import signal
@@ -102,6 +103,31 @@ def test_clients_that_come_and_vanish_leave_nothing_open(server: Served) -> None
     asked = {"prompt": "Hello", "max_tokens": 3, "ignore_eos": True}
     answer = httpx.post(f"{server.address}/v1/completions", json=asked, timeout=10)
     assert answer.json()["usage"]["completion_tokens"] == 3
+
+
+def test_more_connections_than_there_may_be_open_files_end_no_stream_and_are_over_once_they_close(
+    server: Served,
+) -> None:
+    pid, address = server.process.pid, urlsplit(server.address)
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{pid}/fd")) + 20, limits[1]))
+    try:
+        with httpx.stream("POST", f"{server.address}/v1/completions", json=LONG, timeout=120) as response:
+            lines = response.iter_lines()
+            events = [next(lines)]
+            connections = [socket.create_connection((address.hostname, address.port)) for _ in range(200)]
+            events += [line for line in lines if line]
+            for connection in connections:
+                connection.close()
+        assert events[-1] == "data: [DONE]"
+        asked = {"prompt": "Hello", "max_tokens": 3, "ignore_eos": True}
+        answer = httpx.Client(transport=httpx.HTTPTransport(retries=5)).post(
+            f"{server.address}/v1/completions", json=asked, timeout=20
+        )
+        assert answer.json()["usage"]["completion_tokens"] == 3
+        assert server.process.poll() is None
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
 
 
 def test_a_killed_engine_fails_every_request_and_ends_the_server_with_a_line_and_a_status() -> None:

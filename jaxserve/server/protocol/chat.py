@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from jaxserve.chat.tools import Tools
 from jaxserve.server.protocol.base import ObjectOrText, PromptLogprobs, RequestType, ResponseType, Usage, refusal
@@ -36,6 +36,8 @@ class Message(RequestType):
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None  # vLLM's newer name of the same
+    # What LiteLLM notes on an answer, and sends back with it; the model is told nothing of it.
+    provider_specific_fields: Annotated[dict[str, Any] | None, Field(exclude=True)] = None
 
     @model_validator(mode="after")
     def _check_role(self) -> "Message":
