@@ -213,7 +213,7 @@ def _reference(random: Random, definitions: dict[str, Schema], depth: int) -> di
 
 @pytest.fixture(scope="module")
 def llm():
-    settings = {"max_num_seqs": 16, "max_num_batched_tokens": 256, "max_model_len": 640, "page_size": 16}
+    settings = {"max_num_seqs": 16, "max_num_batched_tokens": 128, "max_model_len": 640, "page_size": 16}
     with LLM(**settings, progress=False) as llm:
         yield llm
 
