@@ -20,7 +20,8 @@ logger = logging.getLogger(__name__)
 
 # A thread takes a task at a time, and of that as much as its cache holds while it looks for NaN.
 _TASK_BYTES, _CACHED_BYTES = 8 * 2**20, 2**21
-_HUGE_PAGE_BYTES, _CHUNK_BYTES = 2 * 2**20, 32 * 2**20  # shards smaller than the first share chunks of the second
+_HUGE_PAGE_BYTES, _CHUNK_BYTES = 2 * 2**20, 32 * 2**20
+_HOST_CHUNK_BYTES = 256 * 2**20
 _ALIGNMENT = 64  # XLA on the CPU uses memory so aligned where it lies, and copies any other
 _INFINITY = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000}
 
@@ -42,20 +43,21 @@ class _Shard(NamedTuple):
 
 
 def place(plans: list[Plan], on_bytes: Callable[[int, int], None] = lambda done, total: None) -> list[jax.Array]:
-    """The arrays of `plans`. Host memory stays within the largest shard and 32 MiB, besides the arrays where they
-    are on the host.
+    """The arrays of `plans`. Host memory stays within the largest shard and 32 MiB. Where the arrays are on the host,
+    it is theirs and up to a huge page for each 256 MiB.
 
     A tensor that holds NaN is warned of by name. `on_bytes` is told how many bytes of how many are in place.
     """
     shards = [_shards(plan) for plan in plans]
     sizes = [[_shard_bytes(plan, index) for index in parts] for plan, parts in zip(plans, shards, strict=True)]
     total = sum(itertools.chain(*sizes))
-    # Where the arrays stay in this memory, nothing has to leave it before the next ones come.
-    room = total if _on_host(plans) else max(itertools.chain(*sizes), default=0)
+    if _on_host(plans):  # where they stay: nothing has to leave before the next ones come
+        room, source = total, _Memory(_HOST_CHUNK_BYTES, shared_below=_HOST_CHUNK_BYTES)
+    else:
+        room, source = max(itertools.chain(*sizes), default=0), _Memory(_CHUNK_BYTES, shared_below=_HUGE_PAGE_BYTES)
     placed: list[list[jax.Array]] = [[] for _ in plans]
     waiting: list[_Shard] = []
     with_nan: dict[str, None] = {}
-    source = _Memory()
     done = held = 0
     on_bytes(0, total)
 
@@ -130,17 +132,21 @@ def _shard_bytes(plan: Plan, index: tuple[slice, ...]) -> int:
 
 
 class _Memory:
-    """Zeroed host memory, aligned as XLA wants it, on huge pages: to get it on small ones takes three times as long."""
+    """Zeroed host memory, aligned as XLA wants it, on huge pages: to get it on small ones takes three times as long.
 
-    def __init__(self) -> None:
+    Arrays of fewer bytes than `shared_below` share chunks, each of which is given back with its last array.
+    """
+
+    def __init__(self, chunk_bytes: int, *, shared_below: int) -> None:
+        self._chunk_bytes, self._shared_below = chunk_bytes, shared_below
         self._chunk, self._used = np.empty(0, np.uint8), 0
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         size = math.prod(shape) * dtype.itemsize
-        if size >= _CHUNK_BYTES:
+        if size >= self._shared_below:
             return _huge_pages(size).view(dtype).reshape(shape)
         if self._used + size > len(self._chunk):
-            self._chunk, self._used = _huge_pages(_CHUNK_BYTES), 0
+            self._chunk, self._used = _huge_pages(self._chunk_bytes), 0
         taken = self._chunk[self._used : self._used + size]
         self._used += -(-size // _ALIGNMENT) * _ALIGNMENT
         return taken.view(dtype).reshape(shape)

@@ -3,6 +3,7 @@
 Random answers are drawn token by token from what a constraint allows, over a tokenizer of bytes, and then read.
 """
 
+import dataclasses
 import json
 import random
 from typing import Any
@@ -16,8 +17,10 @@ from jaxserve.chat.format import ChatFormat
 from jaxserve.chat.tools import Tools
 from jaxserve.engine.constraint import Constraint
 from jaxserve.engine.grammars import Grammars
+from jaxserve.errors import InputError
 from jaxserve.runner.step_batch import mask_words
-from jaxserve.sampling_params import SamplingParams
+from jaxserve.sampling_params import SamplingParams, Thinking
+from jaxserve.structured_outputs import StructuredOutputsParams
 from tests.chat.test_format import CHANNELS, HARMONY, PLAIN, USER, made_tokenizer
 
 ADD = {
@@ -57,13 +60,14 @@ MODELS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], dict[str, str]]] 
     "channels": (CHANNELS, HARMONY, (), {}),
 }
 ENDS = ("</s>", "<|return|>", "<|call|>")
-LIKELY = [*(chr(code) for code in b'"}],:\n '), "<think>", "</think>", "[/THINK]", "<|end|>", "<tool_call>", *ENDS]
+LIKELY = [*'"}],:\n ', *ENDS, "<think>", "</think>", "[/THINK]", "<|end|>", "<tool_call>", "[TOOL_CALLS]", "{"]
 
 
 class Model:
     """A tokenizer of bytes, and the format and the grammars of one who speaks so."""
 
     def __init__(self, name: str):
+        self.name = name
         template, special, added, styles = MODELS[name]
         self.tokenizer = made_tokenizer(template, (*special, "</s>"), added)
         self.format = ChatFormat(self.tokenizer, **styles)
@@ -152,3 +156,86 @@ def test_a_named_tool_is_called_once(model: Model) -> None:
             assert (len(answer.tool_calls), answer.content) == (1, "")
             ended += 1
     assert ended
+
+
+def test_tools_that_are_allowed_or_strict_are_called_so_or_not_at_all(model: Model) -> None:
+    tools = Tools.of(TOOLS, {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [TOOLS[0], TOOLS[2]]}})
+    settings = model.settings(tools)
+    counts = set()
+    for seed in range(20):
+        tokens, ended = model.draw(settings, seed, most=600)
+        if ended:
+            answer = model.read(tokens, tools)
+            check_calls(answer, {"add", "stop"})
+            counts.add(bool(answer.tool_calls))
+    assert False in counts  # words are free
+    # A mark that is no token of its own is hardly spelled by chance.
+    assert (True in counts) or model.name.endswith("in text")
+
+
+def test_a_form_beside_tools_is_of_what_is_no_call(model: Model) -> None:
+    tools = Tools.of(TOOLS)
+    settings = model.settings(tools, structured_outputs=StructuredOutputsParams(json=WANTED))
+    counts = set()
+    for seed in range(16):
+        tokens, ended = model.draw(settings, seed)
+        if ended:
+            answer = model.read(tokens, tools)
+            check_calls(answer, {*SCHEMAS})
+            counts.add(bool(answer.tool_calls))
+            if answer.tool_calls:
+                assert not answer.content
+            else:
+                jsonschema.validate(json.loads(answer.content), WANTED)
+    assert False in counts
+
+
+@pytest.mark.parametrize("budget", [None, 0, 4])
+def test_a_form_binds_behind_thinking_that_keeps_to_its_budget(model: Model, budget: int | None) -> None:
+    if budget is not None and model.format.reasoning_parser == "none":
+        with pytest.raises(InputError, match="thinking_token_budget is given, and it is not known how"):
+            model.settings(Tools(), thinking_token_budget=budget)
+        return
+    wanted = StructuredOutputsParams(json=WANTED)
+    settings = model.settings(Tools(), structured_outputs=wanted, thinking_token_budget=budget)
+    ended = 0
+    for seed in range(8):
+        tokens, has_ended = model.draw(settings, seed)
+        if has_ended:
+            answer = model.read(tokens, Tools())
+            jsonschema.validate(json.loads(answer.content), WANTED)
+            assert budget is None or len(model.tokenizer.encode(answer.reasoning)) <= budget
+            ended += 1
+    assert ended
+
+
+def test_how_an_answer_thinks_is_told_from_its_prompt() -> None:
+    model = Model("hermes")
+    known = model.tokenizer.get_vocab()
+    bound = SamplingParams(structured_outputs=StructuredOutputsParams(choice=["a"]), thinking_token_budget=7)
+
+    def thinking(prompt: str) -> Thinking | None:
+        return model.format.settings(bound, model.tokenizer.encode(prompt), Tools()).thinking
+
+    line, close = model.tokenizer.encode("\n")[0], known["</think>"]
+    may_think = Thinking(start=(known["<think>"],), end=(close,), budget=7, closing=(line, close), blank=(line,))
+    assert thinking("<|user|>What is </think>?<|assistant|>") == may_think
+    assert thinking("<|user|>x<|assistant|><think>\n") == dataclasses.replace(may_think, start=())
+    assert thinking("<|user|>x<|assistant|><think>\n\n</think>\n\n") is None
+    free = SamplingParams()
+    assert model.format.settings(free, model.tokenizer.encode("<|assistant|>"), Tools()).constrained is False
+
+
+def test_forms_need_a_mark_where_thinking_ends() -> None:
+    tokenizer = made_tokenizer(PLAIN)
+    format = ChatFormat(tokenizer, reasoning_parser="qwen3")
+    with pytest.raises(InputError, match="has no token for '</think>'"):
+        format.settings(SamplingParams(thinking_token_budget=5), tokenizer.encode("<|assistant|>"))
+
+
+def test_calls_need_a_style() -> None:
+    format = ChatFormat(made_tokenizer(SHOWS), tool_call_parser="none")
+    for tools, field in ((Tools.of(TOOLS), "tools"), (Tools.of(TOOLS, "required"), "tool_choice")):
+        with pytest.raises(InputError, match=f"{field} asks for calls.*tool_call_parser='none'") as caught:
+            format.settings(SamplingParams(), [1], tools)
+        assert caught.value.field == field

@@ -148,6 +148,18 @@ def test_white_space_between_parts_is_bounded_and_can_be_set(grammars: Grammars)
     assert accepts(grammars, wanted(json=schema, whitespace_pattern="_"), "[1,_2]")
 
 
+@pytest.mark.parametrize("low", [-2, -1, 0, 1, 49])
+def test_the_end_of_an_open_range_is_not_in_it(grammars: Grammars, low: int):
+    for end, schema in (
+        (low, {"type": "number", "exclusiveMinimum": low, "maximum": low + 0.5}),
+        (low, {"type": "number", "exclusiveMaximum": low, "minimum": low - 0.5}),
+        (low, {"allOf": [{"type": "number", "exclusiveMinimum": low}, {"maximum": low + 0.5}]}),
+    ):
+        middle = low - 0.25 if "exclusiveMaximum" in schema else low + 0.25
+        assert accepts(grammars, wanted(json=schema), f"{middle}")
+        assert not accepts(grammars, wanted(json=schema), f"{end}")
+
+
 def test_an_empty_schema_is_any_json_and_true_is_as_empty(grammars: Grammars):
     for schema in ({}, "{}", "true"):
         assert accepts(grammars, wanted(json=schema), '{"a": [null, 1.5]}')

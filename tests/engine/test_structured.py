@@ -84,6 +84,35 @@ def test_free_requests_beside_grammars_get_the_tokens_they_get_alone_and_run_in_
     assert outputs[2].outputs[0].finish_reason == "length"
 
 
+def test_hostile_grammars_beside_a_free_request_end_or_go_on_and_take_nothing_from_it(llm):
+    free = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
+    one = prompt(llm, "What is 1+45?")
+    alone = llm.generate(one, free)[0].outputs[0].token_ids
+    hostile = [
+        {"regex": "(a+)+b"},
+        {"regex": "((a{1,100}){1,100}){1,100}"},
+        {"grammar": 'start: a\na: a a | "x"'},
+        {"json": {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}},
+        {"json": {"type": "array", "items": {"type": "integer"}, "minItems": 10**9}},
+        {"json": {"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(400)}}},
+    ]
+    bound = [params(max_tokens=60, seed=n, **wanted) for n, wanted in enumerate(hostile)]
+    outputs = llm.generate([one] * 7, [free, *bound])
+    assert outputs[0].outputs[0].token_ids == alone
+    assert {output.outputs[0].finish_reason for output in outputs[1:]} <= {"stop", "length"}
+    assert llm.engine.pool.num_available == llm.engine.pool.num_pages
+
+
+def test_a_grammar_that_takes_too_long_on_the_way_ends_its_request_with_an_error(llm):
+    grammar = 'start: a\na: a a | "x"'
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jaxserve.engine.constraint._SECONDS", 0.0)
+        patch.setattr("jaxserve.engine.constraint._SECONDS_PER_TOKEN", 0.0)
+        output = llm.generate(prompt(llm, "Hello"), params(max_tokens=60, grammar=grammar))[0].outputs[0]
+    assert (output.finish_reason, len(output.token_ids)) == ("error", 1)
+    assert "take too long" in output.stop_reason
+
+
 def test_a_constrained_requests_tokens_do_not_depend_on_what_runs_beside_it(llm):
     one = prompt(llm, "What is the capital of France?")
     bound = params(json=PERSON, temperature=1.0, seed=9)

@@ -39,7 +39,9 @@ class Failing(FakeEngine):
 
 @pytest.fixture
 def failing() -> Failing:
-    return Failing()
+    failing = Failing()
+    failing.seconds_per_step = 0.1  # so that a stream has begun before
+    return failing
 
 
 @pytest.fixture

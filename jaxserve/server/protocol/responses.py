@@ -124,8 +124,10 @@ def _as_items(given: Any) -> Any:
 
 
 def _checked_choice(choice: Any) -> Any:
-    if not isinstance(choice, dict):
+    if isinstance(choice, str | None):
         return choice
+    if not isinstance(choice, dict):
+        raise ValueError(f"tool_choice is a {type(choice).__name__}; give a text or an object")
     return (AllowedTools if choice.get("type") == "allowed_tools" else NamedFunction).model_validate(choice)
 
 

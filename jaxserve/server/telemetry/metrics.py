@@ -27,7 +27,7 @@ _REQUEST_SECONDS = (
 _FINISH_REASONS = ("stop", "length", ABORTED, FAILED)
 _REFUSALS = (  # that are told from the start, so that the first of them shows as an increase
     *("max_queued_requests", "max_queued_tokens", "max_requests_per_key", "queue_timeout", "request_timeout"),
-    *("shutting_down", "engine_failed"),
+    *("shutting_down", "engine_failed", "grammar_failed"),
 )
 MEDIA_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"})
