@@ -22,7 +22,7 @@ CHOICES = [
 ]
 QUESTIONS = [
     {"question": checks.QUESTION, "answer": checks.ANSWER},
-    {"question": "What is 27+45?", "answer": "27+45=72."},
+    {"question": "What is 27+45?", "answer": "27 + 45 = 72"},
 ]
 LIKELIHOOD = """\
 task: likelihood

@@ -58,9 +58,16 @@ def test_null_is_as_good_as_leaving_out(parse: Any) -> None:
 
 
 def test_no_sampling_field_is_forgotten() -> None:
-    # The one of another meaning in each endpoint, chat's, and those that are Python's alone.
-    own = {"logprobs", "thinking_token_budget", "chat_grammar"}
-    own |= {"detokenize", "structured_outputs", "thinking", "pooling"}
+    # The one of another meaning in each endpoint, and those that are Python's alone.
+    own = {
+        "logprobs",
+        "detokenize",
+        "structured_outputs",
+        "thinking",
+        "thinking_token_budget",
+        "chat_grammar",
+        "pooling",
+    }
     assert {field.name for field in dataclasses.fields(SamplingParams)} == FIELDS.keys() | own
 
 
