@@ -2,6 +2,7 @@
 
 import enum
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,11 +30,12 @@ class Constraint:
     """A sequence's thinking, within its budget and free otherwise, and after it a grammar, if there is one.
 
     While it is `binding`, the host has to see each token before the next one may be sampled. `compiled` is copied when
-    it is first needed, which is when the sequence runs.
+    it is first needed, which is when the sequence runs. Thinking is not left by the tokens `ends` of a sequence's end
+    where something is bound behind it: nothing would follow the grammar.
     """
 
-    def __init__(self, compiled: "LLMatcher | None", thinking: Thinking | None):
-        self._compiled = compiled
+    def __init__(self, compiled: "LLMatcher | None", thinking: Thinking | None, ends: Iterable[int] = ()):
+        self._compiled, self._ends = compiled, ends
         self._copy: LLMatcher | None = None
         self._seconds_left = _SECONDS
         self._thinking = thinking or Thinking(end=())
@@ -71,8 +73,11 @@ class Constraint:
             case _Stage.OPENING if self._seen and self._compiled is not None and not self._within:
                 _allow(mask, self._thinking.start[self._seen])
                 return True
-            case _Stage.THINKING if not self._within:
-                return False
+            case _Stage.THINKING if not self._within and self._compiled is not None:
+                mask[:] = ~np.uint32(0)
+                for token in self._ends:
+                    mask[token // MASK_WORD_BITS] &= ~np.uint32(1 << token % MASK_WORD_BITS)
+                return True
         if self._compiled is None:
             return False
         start = time.thread_time()

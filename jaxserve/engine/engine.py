@@ -168,7 +168,10 @@ class Engine:
             raise InputError(f"there is a running request with the id {request_id!r}; give another")
         seed = params.seed if params.seed is not None else self._seeds.getrandbits(63)
         group = _Group(request_id, checked.prompt, checked.prompt_token_ids, RequestMetrics(self._clock()))
-        constraints = [Constraint(grammar, params.thinking) if params.constrained else None for _ in range(params.n)]
+        ends = self.inputs.limits.eos_token_ids
+        constraints = [
+            Constraint(grammar, params.thinking, ends) if params.constrained else None for _ in range(params.n)
+        ]
         # Log-probabilities of a prompt, and the mean over it, need all of it computed.
         whole = params.prompt_logprobs is not None or params.pooling == "mean"
         cached = self.config.enable_prefix_caching and not whole

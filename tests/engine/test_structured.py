@@ -176,3 +176,17 @@ def test_a_grammar_without_an_end_stops_at_max_tokens(llm):
     output = llm.generate(prompt(llm, "Hello"), params(max_tokens=7, regex="[a-z]{100}"))[0].outputs[0]
     assert output.finish_reason == "length"
     assert len(output.token_ids) == 7
+
+
+def test_an_answer_in_a_form_follows_even_if_the_model_would_end_within_its_thinking(llm):
+    tokenizer = llm.get_tokenizer()
+    start, end, over = (tokenizer.convert_tokens_to_ids(text) for text in ("<think>", "</think>", "<|im_end|>"))
+    opened = {"prompt_token_ids": [*prompt(llm, "What is 27+45?")["prompt_token_ids"], start]}
+    eager = {"temperature": 0, "max_tokens": 60, "logit_bias": {over: 100.0}}
+    free = llm.generate(opened, SamplingParams(**eager))[0].outputs[0]
+    assert list(free.token_ids) == [over]
+    thinking = Thinking(end=(end,), budget=8, closing=(end,))
+    bound = SamplingParams(**eager, thinking=thinking, structured_outputs=StructuredOutputsParams(regex="[0-9]{2}"))
+    output = llm.generate(opened, bound)[0].outputs[0]
+    assert output.finish_reason == "stop"
+    assert output.text[-2:].isdigit()
