@@ -6,6 +6,7 @@ A program takes the server's address and the directory of the model that it serv
 import dataclasses
 import json
 import os
+import subprocess
 import sys
 import traceback
 import urllib.request
@@ -59,6 +60,13 @@ def equal(what: str, found: object, expected: object) -> None:
 def holds(what: str, condition: object) -> None:
     if not condition:
         raise AssertionError(f"it does not hold that {what}")
+
+
+def command(words: list[str], *, settings: dict[str, str], folder: Path) -> None:
+    """Run a command of the client's, with `settings` in its environment and `folder` as its directory."""
+    status = subprocess.run(words, env=os.environ | settings, cwd=folder).returncode
+    if status:
+        raise AssertionError(f"the command ended with status {status}; what it wrote is above")
 
 
 def run(*checks: Callable[[Server], None]) -> None:

@@ -1,8 +1,6 @@
 """GuideLLM on the command line: short runs over each of OpenAI's ways to generate, none of whose requests fails."""
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -22,7 +20,7 @@ def bench(server: Server, request_format: str, profile: str) -> None:
         command += ["--tokenizer", f"kind=huggingface_auto,model={server.model_directory}"]
         command += ["--data", f"kind=synthetic_text,prompt_tokens={INPUT},output_tokens={OUTPUT}"]
         command += ["--output", f"kind=json,path={report}"]
-        subprocess.run(command, env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": folder}, cwd=folder, check=True)
+        checks.command(command, settings={"HF_HUB_OFFLINE": "1", "HF_HOME": folder}, folder=Path(folder))
         (found,) = json.loads(report.read_text())["benchmarks"]
     requests = found["requests"]
     counts = {outcome: len(requests[outcome]) for outcome in ("successful", "errored", "incomplete")}
@@ -39,7 +37,7 @@ def completions_side_by_side(server: Server) -> None:
 
 
 def responses(server: Server) -> None:
-    bench(server, "/v1/responses", "kind=throughput")
+    bench(server, "/v1/responses", "kind=poisson,rate=8")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,6 @@ Its log-likelihoods have to be those of `/score`, which are those of the Python 
 """
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -61,7 +59,7 @@ def evaluate(server: Server, task: str, *words: str, model: str, path: str, **ar
         command += ["--model_args", ",".join(f"{name}={value}" for name, value in given.items())]
         command += ["--log_samples", "--output_path", folder, *words]
         offline = {"HF_HOME": folder, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OPENAI_API_KEY": "none"}
-        subprocess.run(command, env=os.environ | offline, check=True)
+        checks.command(command, settings=offline, folder=place)
         (samples,) = place.rglob(f"samples_{task}_*.jsonl")
         return [json.loads(line) for line in samples.read_text().splitlines()]
 

@@ -197,3 +197,16 @@ def test_the_engines_stream_is_its_whole_text_and_that_of_its_tokens(spoken: LLM
     assert data.decode(errors="replace").removesuffix(BROKEN) == output.text.removesuffix(BROKEN)
     for token, position in zip(output.token_ids, output.logprobs, strict=True):
         assert position[token].decoded_token == tokens.text(token)
+
+
+def test_the_engines_stream_ends_at_a_stop_string_that_straddles_tokens_as_its_whole_text_does(spoken: LLM):
+    asked = {"temperature": 1.5, "seed": 7, "max_tokens": 60, "ignore_eos": True}
+    (whole,) = spoken.generate("The fox 🙂", SamplingParams(**asked))
+    text = whole.outputs[0].text
+    for start in range(0, len(text) - 6, 5):
+        stop = text[start : start + 6]
+        params = SamplingParams(**asked, stop=[stop])
+        (output,) = spoken.generate("The fox 🙂", params)[0].outputs
+        streamed = "".join(delta.outputs[0].text for delta in spoken.stream("The fox 🙂", params))
+        assert streamed == output.text == text[: text.index(stop)]
+        assert output.stop_reason == stop
