@@ -2,7 +2,7 @@
 
 import enum
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,7 +34,7 @@ class Constraint:
     where something is bound behind it: nothing would follow the grammar.
     """
 
-    def __init__(self, compiled: "LLMatcher | None", thinking: Thinking | None, ends: Iterable[int] = ()):
+    def __init__(self, compiled: "LLMatcher | None", thinking: Thinking | None, ends: Collection[int] = ()):
         self._compiled, self._ends = compiled, ends
         self._copy: LLMatcher | None = None
         self._seconds_left = _SECONDS
@@ -73,7 +73,9 @@ class Constraint:
             case _Stage.OPENING if self._seen and self._compiled is not None and not self._within:
                 _allow(mask, self._thinking.start[self._seen])
                 return True
-            case _Stage.THINKING if not self._within and self._compiled is not None:
+            case _Stage.THINKING if not self._within:
+                if self._compiled is None or not self._ends:
+                    return False
                 mask[:] = ~np.uint32(0)
                 for token in self._ends:
                     mask[token // MASK_WORD_BITS] &= ~np.uint32(1 << token % MASK_WORD_BITS)
