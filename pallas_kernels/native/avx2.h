@@ -152,10 +152,6 @@ struct Operand<bf16> {
   static Pair load_first(const float* from, int64_t) { return load(from); }
 };
 
-// Two vectors of values that belong to 2 * kLanes of a head's dimensions, and what weighs them.
-template <typename T>
-struct Values;
-
 // The dimensions come in the order of `Pair`, which `store` undoes.
 template <>
 struct Values<bf16> {
@@ -176,27 +172,6 @@ struct Values<bf16> {
   static void store(bf16* to, Floats even, Floats odd) {
     const __m256i upper = _mm256_and_si256(rounded(odd), _mm256_set1_epi32(0xFFFF0000));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_or_si256(_mm256_srli_epi32(rounded(even), 16), upper));
-  }
-};
-
-template <>
-struct Values<float> {
-  static constexpr int kKeys = 1;
-  using Vector = Floats;
-  using Weight = float;
-
-  static void load_block(const float* first, const float*, Floats (&block)[2]) {
-    block[0] = load(first);
-    block[1] = load(first + 8);
-  }
-
-  static Floats weight(const float* weights) { return broadcast(*weights); }
-
-  static void store_weights(float* to, Floats weights) { native::store(to, weights); }
-
-  static void store(float* to, Floats low, Floats high) {
-    native::store(to, low);
-    native::store(to + 8, high);
   }
 };
 

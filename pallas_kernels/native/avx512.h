@@ -136,10 +136,6 @@ struct Operand {
   static auto load_first(const Number* from, int64_t count) { return native::load_first(from, count); }
 };
 
-// Two vectors of values that belong to 2 * kLanes of a head's dimensions, and what weighs them.
-template <typename T>
-struct Values;
-
 // Two keys at a time, whose values are interleaved: the dimensions come in another order, which `store` undoes.
 template <>
 struct Values<bf16> {
@@ -168,27 +164,6 @@ struct Values<bf16> {
     const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
     _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(_mm512_permutex2var_ps(low, second, high),
                                                          _mm512_permutex2var_ps(low, first, high)));
-  }
-};
-
-template <>
-struct Values<float> {
-  static constexpr int kKeys = 1;
-  using Vector = __m512;
-  using Weight = float;
-
-  static void load_block(const float* first, const float*, __m512 (&block)[2]) {
-    block[0] = load(first);
-    block[1] = load(first + 16);
-  }
-
-  static __m512 weight(const float* weights) { return _mm512_set1_ps(*weights); }
-
-  static void store_weights(float* to, __m512 weights) { _mm512_storeu_ps(to, weights); }
-
-  static void store(float* to, __m512 low, __m512 high) {
-    _mm512_storeu_ps(to, low);
-    _mm512_storeu_ps(to + 16, high);
   }
 };
 
