@@ -63,32 +63,46 @@ def summary(values: Iterable[float]) -> dict[str, float] | None:
     return {"mean": float(sample.mean())} | {name: float(np.percentile(sample, q)) for name, q in PERCENTILES.items()}
 
 
+def seconds_per_token(output: RequestOutput) -> float | None:
+    """How long each token after the first took a finished request, on average; None if there were none."""
+    first, end = _first_token_and_end(output)
+    tokens = len(output.outputs[0].token_ids)
+    return (end - first) / (tokens - 1) if tokens > 1 else None
+
+
 def request_times(outputs: Sequence[RequestOutput]) -> dict[str, dict[str, float] | None]:
     """Seconds of finished requests: to the first token, for each token after it, and from arrival to end."""
-    first, each, total = [], [], []
-    for output in outputs:
-        metrics, tokens = output.metrics, len(output.outputs[0].token_ids)
-        if metrics.first_token_time is None or metrics.finished_time is None:
-            raise ValueError(f"request {output.request_id} has not finished")
-        first.append(metrics.first_token_time - metrics.arrival_time)
-        total.append(metrics.finished_time - metrics.arrival_time)
-        if tokens > 1:
-            each.append((metrics.finished_time - metrics.first_token_time) / (tokens - 1))
-    return {"ttft_seconds": summary(first), "tpot_seconds": summary(each), "end_to_end_seconds": summary(total)}
+    times = [(output.metrics.arrival_time, *_first_token_and_end(output)) for output in outputs]
+    return {
+        "ttft_seconds": summary(first - arrival for arrival, first, _ in times),
+        "tpot_seconds": summary(each for output in outputs if (each := seconds_per_token(output)) is not None),
+        "end_to_end_seconds": summary(end - arrival for arrival, _, end in times),
+    }
+
+
+def _first_token_and_end(output: RequestOutput) -> tuple[float, float]:
+    metrics = output.metrics
+    if metrics.first_token_time is None or metrics.finished_time is None:
+        raise ValueError(f"request {output.request_id} has not finished")
+    return metrics.first_token_time, metrics.finished_time
 
 
 def token_rates(outputs: Sequence[RequestOutput], seconds: float) -> dict[str, float]:
     """Counts over all requests, and what a second of the run did of them."""
     prompt = sum(len(output.prompt_token_ids) for output in outputs)
-    completion = sum(len(output.outputs[0].token_ids) for output in outputs)
+    return rates(len(outputs), prompt, sum(len(output.outputs[0].token_ids) for output in outputs), seconds)
+
+
+def rates(requests: int, prompt_tokens: int, output_tokens: int, seconds: float) -> dict[str, float]:
+    """The counts of a run, and what a second of it did of them."""
     return {
         "run_seconds": seconds,
-        "requests": len(outputs),
-        "prompt_tokens": prompt,
-        "output_tokens": completion,
-        "requests_per_second": len(outputs) / seconds,
-        "output_tokens_per_second": completion / seconds,
-        "total_tokens_per_second": (prompt + completion) / seconds,
+        "requests": requests,
+        "prompt_tokens": prompt_tokens,
+        "output_tokens": output_tokens,
+        "requests_per_second": requests / seconds,
+        "output_tokens_per_second": output_tokens / seconds,
+        "total_tokens_per_second": (prompt_tokens + output_tokens) / seconds,
     }
 
 

@@ -4,16 +4,14 @@ import argparse
 from typing import TYPE_CHECKING
 
 from jaxserve.cli.bench.workload import positive
-from jaxserve.cli.flags import Flags, Parser
+from jaxserve.cli.flags import Parser
+from jaxserve.cli.options import ENGINE
 from jaxserve.config import EngineConfig
 
 if TYPE_CHECKING:
     from jaxserve.runner.cache_layout import CacheLayout
 
-_SHOWN = ("model", "revision", "hf_config_path", "dtype", "page_size", "max_num_batched_tokens")
-ENGINE = Flags("engine", EngineConfig).without(
-    *(name for name in EngineConfig.__dataclass_fields__ if name not in _SHOWN)
-)
+_FLAGS = ENGINE.only("model", "revision", "hf_config_path", "dtype", "page_size", "max_num_batched_tokens")
 _LENGTHS = (1024, 4096, 16_384, 32_768, 131_072)
 _STEP_TOKENS = 4096
 _NEW_TOKENS = 100
@@ -40,7 +38,7 @@ def parser() -> Parser:
         f"(default: {' '.join(map(str, _LENGTHS))})",
     )
     parser.add_argument("--output-json", metavar="FILE", help="write the numbers to this file")
-    ENGINE.add_to(parser, shown_defaults={"max_num_batched_tokens": str(_STEP_TOKENS)})
+    _FLAGS.add_to(parser, shown_defaults={"max_num_batched_tokens": str(_STEP_TOKENS)})
     return parser
 
 
@@ -58,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxserve.runner.cache_layout import CacheLayout
     from jaxserve.runner.kv_cache import page_bytes
 
-    config = EngineConfig.from_settings(ENGINE.given(arguments))
+    config = EngineConfig.from_settings(_FLAGS.given(arguments))
     files = find_model(config.model or str(DEMO_MODEL), revision=config.revision, hf_config_path=config.hf_config_path)
     hf = read_config(files.config)
     model, dtype = model_config(hf), serving_dtype(config.dtype, hf)

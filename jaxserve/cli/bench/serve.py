@@ -131,19 +131,12 @@ def _run_http(url: str, model: str, requests: Sequence[BenchRequest], streams: i
 
 def _numbers(streams: Sequence[Stream]) -> dict[str, Any]:
     """Of a run: rates, and statistics of what its requests waited."""
-    from jaxserve.cli.bench.measurement import summary
+    from jaxserve.cli.bench.measurement import rates, summary
 
     seconds = max(stream.arrivals[-1] for stream in streams) - min(stream.sent for stream in streams)
     prompt, output = sum(s.prompt_tokens for s in streams), sum(s.output_tokens for s in streams)
     each = [(s.arrivals[-1] - s.arrivals[0]) / (s.output_tokens - 1) for s in streams if s.output_tokens > 1]
-    return {
-        "run_seconds": seconds,
-        "requests": len(streams),
-        "prompt_tokens": prompt,
-        "output_tokens": output,
-        "requests_per_second": len(streams) / seconds,
-        "output_tokens_per_second": output / seconds,
-        "total_tokens_per_second": (prompt + output) / seconds,
+    return rates(len(streams), prompt, output, seconds) | {
         "ttft_seconds": summary(s.arrivals[0] - s.sent for s in streams),
         "itl_seconds": summary(gap for s in streams for gap in np.diff(s.arrivals).tolist()),
         "tpot_seconds": summary(each),

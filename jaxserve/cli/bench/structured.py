@@ -102,6 +102,7 @@ def _seconds_per_token(
     llm: "LLM", random: "np.random.Generator", count: int, free: int, constrained: int, arguments: argparse.Namespace
 ) -> list[float]:
     """Of each of `count` free requests, beside so many further free ones and constrained ones."""
+    from jaxserve.cli.bench.measurement import seconds_per_token
     from jaxserve.sampling_params import SamplingParams
 
     llm.engine.pool.forget()
@@ -110,13 +111,8 @@ def _seconds_per_token(
     bound = SamplingParams(**plain, structured_outputs={"json": _SCHEMA})
     params = [SamplingParams(**plain)] * (count + free) + [bound] * constrained
     prompts = [{"prompt_token_ids": random.integers(vocab_size, size=arguments.input_len).tolist()} for _ in params]
-    found = []
-    for output in llm.generate(prompts, params)[:count]:
-        metrics, tokens = output.metrics, len(output.outputs[0].token_ids)
-        if metrics.finished_time is None or metrics.first_token_time is None:
-            raise RuntimeError("a request has ended without its times")
-        found.append((metrics.finished_time - metrics.first_token_time) / (tokens - 1))
-    return found
+    outputs = llm.generate(prompts, params)[:count]
+    return [seconds for output in outputs if (seconds := seconds_per_token(output)) is not None]
 
 
 def _print(report: dict[str, Any]) -> None:
