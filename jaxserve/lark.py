@@ -4,7 +4,7 @@ https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxserve.errors import InputError
@@ -48,8 +48,23 @@ def json_value(
         options = {"whitespace_flexible": False, "lenient": lenient}
     given = schema.get("x-guidance")  # llguidance's own options
     return "%json " + json.dumps(
-        {**_mended(schema), "x-guidance": options | given if isinstance(given, dict) else options}
+        {**changed(schema, _mended), "x-guidance": options | given if isinstance(given, dict) else options}
     )
+
+
+def changed(schema: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    """A copy of a JSON schema in which `change` has been made to it and to each schema within, innermost first."""
+    if isinstance(schema, list):
+        return [changed(each, change) for each in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    copy = {}
+    for key, value in schema.items():
+        if key in _NAMES and isinstance(value, Mapping):
+            copy[key] = {name: changed(each, change) for name, each in value.items()}
+        else:
+            copy[key] = value if key in _VALUES else changed(value, change)
+    return change(copy)
 
 
 def rule(name: str, wanted: StructuredOutputsParams | None) -> str:
@@ -68,24 +83,14 @@ def rule(name: str, wanted: StructuredOutputsParams | None) -> str:
     return f"{name}: %lark {{\n{wanted.grammar}\n}}"
 
 
-def _mended(schema: Any) -> Any:
+def _mended(schema: dict[str, Any]) -> dict[str, Any]:
     """The same without what llguidance 1.9 gets wrong: of the numbers above 3 and up to 3.5, 3 is one to it."""
-    if isinstance(schema, list):
-        return [_mended(each) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    mended = {}
-    for key, value in schema.items():
-        if key in _NAMES and isinstance(value, dict):
-            mended[key] = {name: _mended(each) for name, each in value.items()}
-        else:
-            mended[key] = value if key in _VALUES else _mended(value)
-    if mended.get("type") != "integer":
+    if schema.get("type") != "integer":
         for key, step in (("exclusiveMinimum", _SMALL), ("exclusiveMaximum", -_SMALL)):
-            bound = mended.get(key)
+            bound = schema.get(key)
             if isinstance(bound, int | float) and not isinstance(bound, bool) and abs(bound) < 2**32:
-                mended[key] = bound + step if bound == int(bound) else bound
-    return mended
+                schema[key] = bound + step if bound == int(bound) else bound
+    return schema
 
 
 def _schema(wanted: StructuredOutputsParams) -> dict[str, Any]:

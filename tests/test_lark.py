@@ -45,6 +45,15 @@ def test_an_open_end_at_a_whole_number_is_moved_by_a_millionth_wherever_it_stand
     assert found["const"] == given
 
 
+def test_a_change_reaches_the_schemas_of_properties_of_any_name_and_no_values():
+    reference = {"$ref": "#/$defs/a"}
+    schema = {"properties": {"enum": reference, "$ref": {"items": [reference]}}, "const": reference}
+    moved = lark.changed(schema, lambda found: found | ({"$ref": "#/b"} if isinstance(found.get("$ref"), str) else {}))
+    there = {"$ref": "#/b"}
+    assert moved == {"properties": {"enum": there, "$ref": {"items": [there]}}, "const": reference}
+    assert schema["properties"]["enum"] == {"$ref": "#/$defs/a"}
+
+
 def test_what_stands_for_any_text_and_for_any_json():
     assert lark.rule("content", None) == f"content: {lark.ANY_TEXT}"
     assert schema_in(rule_of(json=True)).keys() == {"x-guidance"}

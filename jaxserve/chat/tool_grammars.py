@@ -16,7 +16,7 @@ from jaxserve.sampling_params import ChatGrammar
 from jaxserve.structured_outputs import MAX_CHARACTERS, StructuredOutputsParams
 
 _NAME = re.compile(r"[\w.-]{1,128}", re.ASCII)  # what every style can read
-_VALUES = ("const", "enum", "default", "examples")  # of a schema; nothing in them refers to anything
+_PARAMETERS = "#/properties/parameters"  # where a function's schema is in that of a call in the form of Llama 3
 
 
 class Marks(NamedTuple):
@@ -143,7 +143,7 @@ def _text_before(trigger: str, marks: Marks) -> list[str]:
 
 def _as_json(function: Function) -> dict[str, Any]:
     """The schema of a call in the form of Llama 3. References in the parameters' schema lead to where it is now."""
-    parameters = _moved(function.parameters, "#/properties/parameters")
+    parameters = lark.changed(function.parameters, _moved)
     return {
         "type": "object",
         "properties": {"name": {"const": function.name}, "parameters": parameters},
@@ -152,15 +152,10 @@ def _as_json(function: Function) -> dict[str, Any]:
     }
 
 
-def _moved(schema: Any, root: str) -> Any:
-    if isinstance(schema, list):
-        return [_moved(part, root) for part in schema]
-    if not isinstance(schema, Mapping):
-        return schema
-    moved = {key: part if key in _VALUES else _moved(part, root) for key, part in schema.items()}
+def _moved(schema: dict[str, Any]) -> dict[str, Any]:
     if isinstance(reference := schema.get("$ref"), str) and reference.startswith("#"):
-        moved["$ref"] = root + reference[1:]
-    return moved
+        schema["$ref"] = _PARAMETERS + reference[1:]
+    return schema
 
 
 def _checked(tools: Tools, rules: list[str]) -> ChatGrammar:
