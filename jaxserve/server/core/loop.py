@@ -76,10 +76,7 @@ class CoreLoop:
             case Abort():
                 self._abort(message.request_ids)
             case Ping():
-                stats = self._engine.stats()
-                self._channel.send(
-                    Pong(dataclasses.replace(stats, waiting=stats.waiting + self._compiling.completions))
-                )
+                self._channel.send(Pong(self._stats()))
             case _:
                 raise TypeError(f"the server sent {type(message).__name__} to an engine that runs")
 
