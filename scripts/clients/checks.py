@@ -62,6 +62,16 @@ def holds(what: str, condition: object) -> None:
         raise AssertionError(f"it does not hold that {what}")
 
 
+def refused(what: object, error: type[Exception], said: str, ask: Callable[[], object]) -> None:
+    """Whether `ask` raises this error, whose message says so."""
+    try:
+        ask()
+    except error as raised:
+        holds(f"{raised} names {said}", said in str(raised))
+    else:
+        raise AssertionError(f"{what} was not refused")
+
+
 def command(words: list[str], *, settings: dict[str, str], folder: Path) -> None:
     """Run a command of the client's, with `settings` in its environment and `folder` as its directory."""
     status = subprocess.run(words, env=os.environ | settings, cwd=folder).returncode

@@ -1,7 +1,7 @@
 """`/v1/messages` with Anthropic's own client, and what goes over the wire."""
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import anthropic
@@ -23,15 +23,9 @@ WEATHER |= {"max_tokens": 200}
 
 
 @pytest.fixture
-def sdk(server: str) -> Iterator[anthropic.Anthropic]:
-    with anthropic.Anthropic(base_url=server, api_key="none", max_retries=0) as sdk:
-        yield sdk
-
-
-@pytest.fixture
 async def async_sdk(server: str) -> AsyncIterator[anthropic.AsyncAnthropic]:
-    async with anthropic.AsyncAnthropic(base_url=server, api_key="none", max_retries=0) as sdk:
-        yield sdk
+    async with anthropic.AsyncAnthropic(base_url=server, api_key="none", max_retries=0) as claude:
+        yield claude
 
 
 def blocks(message: anthropic.types.Message) -> list[dict[str, Any]]:
@@ -39,11 +33,11 @@ def blocks(message: anthropic.types.Message) -> list[dict[str, Any]]:
     return [{key: value for key, value in block.to_dict().items() if key != "id"} for block in message.content]
 
 
-def test_a_message_is_the_python_apis_answer(sdk: anthropic.Anthropic, offline: dict[str, RequestOutput]) -> None:
+def test_a_message_is_the_python_apis_answer(claude: anthropic.Anthropic, offline: dict[str, RequestOutput]) -> None:
     expected = offline["whole chat"]
     message = expected.outputs[0].message
     assert message
-    answer = sdk.messages.create(**ASKED)
+    answer = claude.messages.create(**ASKED)
     assert (answer.role, answer.stop_reason, answer.stop_sequence) == ("assistant", "end_turn", None)
     thinking, text = answer.content
     assert (thinking.type, thinking.thinking) == ("thinking", message["reasoning_content"])
@@ -53,24 +47,24 @@ def test_a_message_is_the_python_apis_answer(sdk: anthropic.Anthropic, offline: 
     assert usage.output_tokens == len(expected.outputs[0].token_ids)
 
 
-def test_a_tool_is_used_and_its_result_answered(sdk: anthropic.Anthropic, offline: dict[str, RequestOutput]) -> None:
+def test_a_tool_is_used_and_its_result_answered(claude: anthropic.Anthropic, offline: dict[str, RequestOutput]) -> None:
     expected = offline["tools"].outputs[0].message
     assert expected
-    answer = sdk.messages.create(**WEATHER)
+    answer = claude.messages.create(**WEATHER)
     assert answer.stop_reason == "tool_use"
     thinking, use = answer.content
     assert thinking.thinking == expected["reasoning_content"]
     assert (use.name, use.input) == ("get_weather", WEATHER_ARGUMENTS)
     result = {"type": "tool_result", "tool_use_id": use.id, "content": "weather sunny, event 12"}
     turns = [WEATHER_ASKED, answer.to_param(), {"role": "user", "content": [result]}]
-    again = sdk.messages.create(**WEATHER | {"messages": turns})
+    again = claude.messages.create(**WEATHER | {"messages": turns})
     assert again.content[-1].text == "The result is: weather sunny, event 12."
 
 
 @pytest.mark.parametrize("asked", [ASKED, WEATHER, ASKED | {"max_tokens": 5}, ASKED | {"stop_sequences": ["ris"]}])
-def test_a_stream_adds_up_to_the_whole(sdk: anthropic.Anthropic, asked: dict[str, Any]) -> None:
-    whole = sdk.messages.create(**asked)
-    with sdk.messages.stream(**asked) as stream:
+def test_a_stream_adds_up_to_the_whole(claude: anthropic.Anthropic, asked: dict[str, Any]) -> None:
+    whole = claude.messages.create(**asked)
+    with claude.messages.stream(**asked) as stream:
         final = stream.get_final_message()
     assert blocks(final) == blocks(whole)
     assert (final.stop_reason, final.stop_sequence) == (whole.stop_reason, whole.stop_sequence)
@@ -104,32 +98,32 @@ def test_a_streams_events_have_their_order(client: httpx.Client) -> None:
     [({"max_tokens": 3}, "max_tokens", None), ({"stop_sequences": ["ris"]}, "stop_sequence", "ris")],
 )
 def test_the_reason_of_the_end_is_told(
-    sdk: anthropic.Anthropic, fields: dict[str, Any], reason: str, sequence: str | None
+    claude: anthropic.Anthropic, fields: dict[str, Any], reason: str, sequence: str | None
 ) -> None:
-    answer = sdk.messages.create(**ASKED | fields)
+    answer = claude.messages.create(**ASKED | fields)
     assert (answer.stop_reason, answer.stop_sequence) == (reason, sequence)
 
 
-def test_thinking_may_be_turned_off(sdk: anthropic.Anthropic) -> None:
-    answer = sdk.messages.create(**ASKED, thinking={"type": "disabled"})
+def test_thinking_may_be_turned_off(claude: anthropic.Anthropic) -> None:
+    answer = claude.messages.create(**ASKED, thinking={"type": "disabled"})
     assert [block.type for block in answer.content] == ["text"]
     assert "Paris" in answer.content[0].text
 
 
-def test_an_assistants_message_at_the_end_is_continued(sdk: anthropic.Anthropic) -> None:
+def test_an_assistants_message_at_the_end_is_continued(claude: anthropic.Anthropic) -> None:
     begun = {"role": "assistant", "content": "The capital"}
-    count = sdk.messages.count_tokens(model=MODEL_NAME, messages=[USER, begun], system=SYSTEM)
-    answer = sdk.messages.create(**ASKED | {"messages": [USER, begun]})
+    count = claude.messages.count_tokens(model=MODEL_NAME, messages=[USER, begun], system=SYSTEM)
+    answer = claude.messages.create(**ASKED | {"messages": [USER, begun]})
     assert answer.usage.input_tokens + answer.usage.cache_read_input_tokens == count.input_tokens
     assert [block.type for block in answer.content] == ["text"]
 
 
-def test_tokens_are_counted_as_they_are_used(sdk: anthropic.Anthropic) -> None:
+def test_tokens_are_counted_as_they_are_used(claude: anthropic.Anthropic) -> None:
     asked = {key: WEATHER[key] for key in ("model", "messages", "tools")}
-    counted = sdk.messages.count_tokens(**asked, system=SYSTEM).input_tokens
-    usage = sdk.messages.create(**WEATHER, system=SYSTEM).usage
+    counted = claude.messages.count_tokens(**asked, system=SYSTEM).input_tokens
+    usage = claude.messages.create(**WEATHER, system=SYSTEM).usage
     assert counted == usage.input_tokens + usage.cache_read_input_tokens
-    assert counted > sdk.messages.count_tokens(**asked | {"tools": []}, system=SYSTEM).input_tokens
+    assert counted > claude.messages.count_tokens(**asked | {"tools": []}, system=SYSTEM).input_tokens
 
 
 @pytest.mark.anyio
@@ -164,19 +158,19 @@ IMAGE = {"type": "image", "source": {"type": "url", "url": "http://localhost/a.p
     ],
 )
 def test_what_cannot_be_served_is_refused_in_anthropics_shape(
-    sdk: anthropic.Anthropic, fields: dict[str, Any], told: list[str]
+    claude: anthropic.Anthropic, fields: dict[str, Any], told: list[str]
 ) -> None:
     with pytest.raises(anthropic.BadRequestError) as caught:
-        sdk.post("/v1/messages", body=ASKED | fields, cast_to=httpx.Response)
+        claude.post("/v1/messages", body=ASKED | fields, cast_to=httpx.Response)
     body = caught.value.body
     assert isinstance(body, dict)
     assert (body["type"], body["error"]["type"]) == ("error", "invalid_request_error")
     assert [text for text in told if text not in body["error"]["message"]] == []
 
 
-def test_a_model_that_is_not_here(sdk: anthropic.Anthropic) -> None:
+def test_a_model_that_is_not_here(claude: anthropic.Anthropic) -> None:
     with pytest.raises(anthropic.NotFoundError, match="there is no model 'claude'"):
-        sdk.messages.create(**ASKED | {"model": "claude"})
+        claude.messages.create(**ASKED | {"model": "claude"})
 
 
 def test_fields_that_ask_for_nothing_are_let_through(client: httpx.Client) -> None:

@@ -1,6 +1,6 @@
 """OpenAI's own client, synchronous and asynchronous."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import openai
 import pytest
@@ -10,12 +10,6 @@ from tests.server.cases import COMPLETIONS, CONVERSATION, MODEL_NAME
 
 PROMPT, SETTINGS = COMPLETIONS["greedy"]
 EXTRA = {"ignore_eos": True}
-
-
-@pytest.fixture
-def sdk(server: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0) as sdk:
-        yield sdk
 
 
 @pytest.fixture

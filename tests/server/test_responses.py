@@ -1,7 +1,7 @@
 """`/v1/responses` with OpenAI's own client, and what goes over the wire."""
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -15,12 +15,6 @@ from tests.server.cases import CONVERSATION, MODEL_NAME, TOOLS, WEATHER_ARGUMENT
 FLAT_TOOLS = [{"type": "function", "strict": False} | tool["function"] for tool in TOOLS]
 ASKED: dict[str, Any] = {"model": MODEL_NAME, "input": CONVERSATION, "temperature": 0}
 WEATHER: dict[str, Any] = ASKED | {"input": WEATHER_ASKED["content"], "tools": FLAT_TOOLS}
-
-
-@pytest.fixture
-def sdk(server: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0) as sdk:
-        yield sdk
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import anthropic
@@ -23,18 +22,6 @@ UNTHOUGHT = {"chat_template_kwargs": {"enable_thinking": False}}
 class Capital(pydantic.BaseModel):
     capital: Literal["Paris", "Rome"]
     sure: bool
-
-
-@pytest.fixture
-def sdk(server: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0) as sdk:
-        yield sdk
-
-
-@pytest.fixture
-def claude(server: str) -> Iterator[anthropic.Anthropic]:
-    with anthropic.Anthropic(base_url=server, api_key="none", max_retries=0) as sdk:
-        yield sdk
 
 
 def choice_of(client: httpx.Client, **fields: Any) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import anthropic
@@ -48,18 +47,6 @@ ANTHROPIC_TOOLS = [
     for f in (tool["function"] for tool in BOUNDED)
 ]
 STRICT = [{"type": "function", "function": tool["function"] | {"strict": True}} for tool in TOOLS]
-
-
-@pytest.fixture
-def sdk(server: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0) as sdk:
-        yield sdk
-
-
-@pytest.fixture
-def claude(server: str) -> Iterator[anthropic.Anthropic]:
-    with anthropic.Anthropic(base_url=server, api_key="none", max_retries=0) as sdk:
-        yield sdk
 
 
 def both(client: httpx.Client, **fields: Any) -> dict[str, Any]:
