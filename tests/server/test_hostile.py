@@ -52,6 +52,7 @@ BODIES: dict[str, tuple[str, str | bytes]] = {
         COMPLETIONS,
         json.dumps({"prompt": "x", "stop_token_ids": [2**40], "min_tokens": 5}),
     ),
+    "bad words, which are not supported": (COMPLETIONS, json.dumps({"prompt": "x", "bad_words": ["ab" * 500_000]})),
     "a million log-probabilities": (COMPLETIONS, json.dumps({"prompt": "x", "logprobs": 10**6})),
     "a template of its own": (CHAT, json.dumps({"messages": HELLO, "chat_template_kwargs": {"chat_template": LOOP}})),
     "an option of the tokenizer": (CHAT, json.dumps({"messages": HELLO, "chat_template_kwargs": {"tokenize": True}})),
