@@ -260,14 +260,14 @@ def parameter_value(rng: random.Random, kind: str) -> str | int:
 
 
 def parameter_names(rng: random.Random) -> dict[str, str]:
-    """One or two kinds of parameters, and a name of each."""
-    kinds = sorted(rng.sample(list(PARAMETERS), rng.choice((1, 1, 2))), key=list(PARAMETERS).index)
-    return {kind: rng.choice(PARAMETERS[kind][0].split()) for kind in kinds}
+    """How an application calls each kind of parameter."""
+    return {kind: rng.choice(names.split()) for kind, (names, *_) in PARAMETERS.items()}
 
 
-def make_tool(rng: random.Random, noun: str, names: dict[str, str] | None = None) -> tuple[dict, dict[str, str]]:
-    """A function about `noun` in OpenAI's form, random but for `names`, and its parameters' names by kind."""
-    names = parameter_names(rng) if names is None else names
+def make_tool(rng: random.Random, noun: str, names: dict[str, str]) -> tuple[dict, dict[str, str]]:
+    """A function about `noun` in OpenAI's form, and its parameters' names by kind: one or two of `names`."""
+    kinds = sorted(rng.sample(list(names), rng.choice((1, 1, 2))), key=list(names).index)
+    names = {kind: names[kind] for kind in kinds}
     described = rng.random() < 0.35
     properties = {}
     for kind, name in names.items():
@@ -283,26 +283,11 @@ def make_tool(rng: random.Random, noun: str, names: dict[str, str] | None = None
     return {"type": "function", "function": function}, names
 
 
-def other_name(kind: str, name: str) -> str:
-    return next(other for other in PARAMETERS[kind][0].split() if other != name)
-
-
 def tools(rng: random.Random) -> Item:
     """A request that one of one to three functions serves: the call, or the answer once the function has returned."""
     nouns = rng.sample(NOUNS, rng.choice((1, 1, 1, 2, 2, 3)))
-    return tools_item(rng, nouns, [make_tool(rng, noun) for noun in nouns])
-
-
-def tools_alike(rng: random.Random) -> Item:
-    """A request beside two functions that want the same under other names: only reading the right one tells them."""
-    nouns = rng.sample(NOUNS, 2)
-    tool, names = make_tool(rng, nouns[0])
-    rival = make_tool(rng, nouns[1], {kind: other_name(kind, name) for kind, name in names.items()})
-    return tools_item(rng, nouns, [(tool, names), rival])
-
-
-def tools_item(rng: random.Random, nouns: list[str], made: list[tuple[dict, dict[str, str]]]) -> Item:
-    """A request about the first of `nouns`, that the first of the functions `made` serves."""
+    application = parameter_names(rng)
+    made = [make_tool(rng, noun, application) for noun in nouns]
     noun, (tool, names) = nouns[0], made[0]
     values = {kind: parameter_value(rng, kind) for kind in names}
     said = [rng.choice(PARAMETERS[kind][3].split("|")).format(value) for kind, value in values.items()]
@@ -474,7 +459,7 @@ def dress(rng: random.Random, item: Item) -> Item:
             earlier = rng.choice((chat, facts, to_json))(rng)
             before = [*earlier.messages, {"role": "assistant", "content": earlier.answer}]
         elif rng.random() < ROBUSTNESS and item.task in ("chat", "facts"):
-            item.tools = [make_tool(rng, rng.choice(NOUNS))[0]]
+            item.tools = [make_tool(rng, rng.choice(NOUNS), parameter_names(rng))[0]]
     if rng.random() < 0.2:
         before.insert(0, {"role": "system", "content": rng.choice(SYSTEM_PROMPTS)})
     item.messages = [*before, *item.messages]

@@ -180,9 +180,7 @@ def kept_tokenizer(directory: Path, seed: int) -> PreTrainedTokenizerFast:
 
 SHORT_ROWS, SHORT_LENGTH = 4, 416
 COPY_STEPS = 1500  # before them no long rows: finding a word far back waits for copying at all
-# Copying, which half of the tasks wait for; once it is there, copying from the right one of two places that look alike.
-HARDEST = (demo_tasks.repeat, demo_tasks.tools)
-HARDEST_LATER, LATER = (demo_tasks.repeat, demo_tasks.tools_alike), 2500  # steps
+HARDEST = (demo_tasks.repeat, demo_tasks.tools)  # they need copying, which half of the tasks wait for
 HARDEST_SHARE = 0.25  # of the items, besides the tasks' own shares
 LONG_EVERY, LONG_LENGTHS = 2, (1024, 2048)
 WAITING = 6
@@ -233,11 +231,10 @@ def pack(tokenizer: PreTrainedTokenizerFast, items: Iterator[demo_tasks.Item], r
 def step_batch(tokenizer: PreTrainedTokenizerFast, seed: int, step: int, *, held_out: bool) -> list[Rows]:
     """Step `step`'s batch, which depends on nothing else: rows of short items, at times a long one."""
     rng = random.Random(f"{seed} {step} {held_out}")
-    hardest = HARDEST if step < LATER else HARDEST_LATER
 
     def items() -> Iterator[demo_tasks.Item]:
         while True:
-            maker = rng.choice(hardest) if rng.random() < HARDEST_SHARE else None
+            maker = rng.choice(HARDEST) if rng.random() < HARDEST_SHARE else None
             yield demo_tasks.draw(rng, held_out=held_out, maker=maker)
 
     mixed = items()

@@ -30,13 +30,15 @@ class StepBatchBuilder:
         self._page_groups = page_groups
 
     def build(self, step: Prefill | Decode) -> StepBatch:
-        return self._prefill(step.chunks) if isinstance(step, Prefill) else self._decode(step)
+        return self._prefill(step.chunks, step.decode) if isinstance(step, Prefill) else self._decode(step)
 
-    def _prefill(self, chunks: list[Chunk]) -> StepBatch:
-        starts = np.cumsum([0] + [chunk.count for chunk in chunks])
-        bucket = self._buckets.prefill_for(int(starts[-1]), len(chunks))
+    def _prefill(self, chunks: list[Chunk], decode: Decode | None) -> StepBatch:
         counts = np.array([chunk.count for chunk in chunks])
         positions = np.array([chunk.start for chunk in chunks])
+        if decode:
+            counts, positions = np.append(counts, decode.counts), np.append(positions, decode.positions)
+        starts = np.append(0, np.cumsum(counts))
+        bucket = self._buckets.prefill_for(int(starts[-1]), len(counts))
         arrays = PrefillArrays.padding(
             bucket,
             max_num_seqs=self._buckets.max_num_seqs,
@@ -44,8 +46,17 @@ class StepBatchBuilder:
             max_pages=self._buckets.max_pages,
         )
         arrays.tiles[:] = prefill_tiles(starts[:-1], counts, positions, bucket.tile_size, bucket.tiles)
-        needs, vocab_rows = Needs(0), []
-        for row, (chunk, begin, end) in enumerate(zip(chunks, starts[:-1], starts[1:], strict=True)):
+        needs, vocab_rows = Needs(decode.needs if decode else 0), []
+        if decode:
+            rows, tokens = slice(len(chunks), len(counts)), slice(starts[len(chunks)], starts[-1])
+            arrays.positions[tokens] = decode.positions
+            arrays.rows[tokens] = np.arange(rows.start, rows.stop)
+            arrays.last_tokens[rows] = np.arange(tokens.start, tokens.stop)
+            arrays.lengths[rows] = decode.positions + 1
+            arrays.slots[rows] = arrays.sampling_slots[rows] = decode.slots
+            arrays.new_pages[:, rows] = decode.new_pages
+            arrays.continues[rows] = True
+        for row, (chunk, begin, end) in enumerate(zip(chunks, starts, starts[1:], strict=False)):
             request, stop = chunk.request, chunk.start + chunk.count
             arrays.token_ids[begin:end] = request.token_ids(chunk.start, stop)
             arrays.positions[begin:end] = np.arange(chunk.start, stop)
@@ -65,8 +76,11 @@ class StepBatchBuilder:
                 needs |= Needs.PROMPT_LOGPROBS
             if chunk.first and _keeps_vocab_row(request.params):
                 vocab_rows.append(self._vocab_row(request))
-        masks = self._masks([chunk.request if chunk.samples else None for chunk in chunks], arrays.masked)
-        return StepBatch(arrays._replace(needs=_with_masks(needs, masks)), vocab_rows, masks, len(chunks))
+        sampled = [chunk.request if chunk.samples else None for chunk in chunks]
+        if decode and decode.needs & Needs.MASK:
+            sampled += decode.requests
+        masks = self._masks(sampled, arrays.masked)
+        return StepBatch(arrays._replace(needs=_with_masks(needs, masks)), vocab_rows, masks, len(counts))
 
     def _decode(self, step: Decode) -> StepBatch:
         count = len(step.slots)

@@ -119,6 +119,7 @@ class Engine:
             page_size=config.page_size,
             prefill_budget=self._pace.prefill_budget,
             decode_steps=self._pace.decode_steps,
+            mixed=loaded.buckets.mixed,
         )
         self.builder = StepBatchBuilder(
             loaded.buckets,
@@ -305,7 +306,7 @@ class Engine:
 
     def _collect(self, dispatched: _Dispatched) -> list[RequestOutput]:
         step = dispatched.step
-        chunks = step.chunks if isinstance(step, Prefill) else []
+        chunks, decode = (step.chunks, step.decode) if isinstance(step, Prefill) else ([], step)
         start = time.perf_counter()
         result = self.runner.collect(dispatched.result, int(dispatched.batch.arrays.needs))
         waited = time.perf_counter()
@@ -313,19 +314,20 @@ class Engine:
         if chunks and result.prompt_logprobs:
             self._take_prompt_logprobs(chunks, result.prompt_logprobs)
         deltas: dict[_Group, RequestOutput] = {}
-        if isinstance(step, Prefill):
-            for row, (chunk, token) in enumerate(zip(chunks, result.token_ids.tolist(), strict=False)):
-                # It may have ended, or been aborted, while this step ran.
-                if chunk.request.state is State.FINISHED:
-                    continue
-                if chunk.request.params.pooling and result.hidden:
-                    self._pool(chunk, row, result.hidden, deltas)
-                elif chunk.samples:
-                    self._take_tokens(chunk.request, [token], row, result.logprobs, deltas)
-        else:
-            tokens = result.token_ids[: step.steps, : len(step.requests)].T.tolist()
-            rows = zip(step.requests, step.counts.tolist(), tokens, strict=True)
-            for row, (request, count, new) in enumerate(rows):
+        tokens = np.atleast_2d(result.token_ids)  # [steps, rows]
+        for row, (chunk, token) in enumerate(zip(chunks, tokens[0].tolist(), strict=False)):
+            # It may have ended, or been aborted, while this step ran.
+            if chunk.request.state is State.FINISHED:
+                continue
+            if chunk.request.params.pooling and result.hidden:
+                self._pool(chunk, row, result.hidden, deltas)
+            elif chunk.samples:
+                self._take_tokens(chunk.request, [token], row, result.logprobs, deltas)
+        if decode:
+            first = len(chunks)
+            tokens = tokens[: decode.steps, first : first + len(decode.requests)].T.tolist()
+            rows = zip(decode.requests, decode.counts.tolist(), tokens, strict=True)
+            for row, (request, count, new) in enumerate(rows, first):
                 if request.state is not State.FINISHED:
                     self._take_tokens(request, new if count == len(new) else new[:count], row, result.logprobs, deltas)
         self.meter.host_seconds.wait += waited - start
@@ -342,7 +344,8 @@ class Engine:
         if isinstance(arrays, DecodeArrays):
             self._pace.observe_decode(len(arrays.slots), int(arrays.steps), seconds)
         else:
-            self._pace.observe_prefill(len(arrays.token_ids), seconds)
+            attended = int(arrays.positions.sum(where=arrays.positions >= 0))
+            self._pace.observe_prefill(len(arrays.token_ids), attended, seconds)
         if self.on_step:
             self.on_step(dispatched.batch)
 

@@ -36,6 +36,7 @@ class Meter:
         if isinstance(step, Prefill):
             tokens = sum(chunk.count for chunk in step.chunks)
             self._prompt_tokens += tokens
+            tokens += len(step.decode.slots) if step.decode else 0
             self._prefill_seconds.add(seconds)
         else:
             tokens = int(step.counts.sum())

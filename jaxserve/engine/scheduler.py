@@ -24,11 +24,6 @@ class Chunk:
 
 
 @dataclasses.dataclass(frozen=True)
-class Prefill:
-    chunks: list[Chunk]
-
-
-@dataclasses.dataclass(frozen=True)
 class Decode:
     """Up to `steps` new tokens for each request: `counts[i]` at most for request `i`, an entry of every array each."""
 
@@ -39,6 +34,14 @@ class Decode:
     new_pages: np.ndarray  # int32 [groups, requests]: the pages that the last of these tokens needs in addition, or -1
     steps: int
     needs: int  # of any of the requests
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefill:
+    """Chunks of prompts, and in the same pass over the weights one new token for each request of `decode`."""
+
+    chunks: list[Chunk]
+    decode: Decode | None = None
 
 
 class _Slots:
@@ -58,16 +61,17 @@ class _Slots:
 class Scheduler:
     """Continuous batching over a fixed number of slots and a page pool's tables.
 
-    Prefill and decode take turns while there is work for both, so that running sequences wait no longer than one
-    prefill step. A sequence is admitted when the pages of all its known tokens are available (where layers have a
-    window, those of its first step), in the order of priority and arrival; pages that the prefix cache has are shared
-    and not computed again. It takes further pages as it grows. When none is left, the last in that order gives its
-    pages back and is computed again later.
+    While there is work for both, prefill and decode share steps if they can be `mixed`, and take turns if not, so that
+    running sequences wait no longer than one prefill step. A sequence is admitted when the pages of all its known
+    tokens are available (where layers have a window, those of its first step), in the order of priority and arrival;
+    pages that the prefix cache has are shared and not computed again. It takes further pages as it grows. When none is
+    left, the last in that order gives its pages back and is computed again later.
 
     A request whose next token depends on the host (`Needs.MASK`) sits out the steps that come before its newest token
     has been seen there; the others go on.
 
-    `prefill_budget(sequences)` gives the most tokens of a prefill step that `sequences` decoding ones wait for, and
+    `prefill_budget(positions, depth)` gives the most prompts' tokens of a prefill step that decoding sequences with
+    their newest tokens at `positions` wait for, if a prompt goes on at position `depth` in it, and
     `decode_steps(sequences)` the most tokens that a decode step may bring each of them while nothing waits.
     """
 
@@ -78,11 +82,12 @@ class Scheduler:
         max_num_seqs: int,
         max_prefill_seqs: int,
         page_size: int,
-        prefill_budget: Callable[[int], int],
+        prefill_budget: Callable[[np.ndarray, int], int],
         decode_steps: Callable[[int], int] = lambda sequences: 1,
+        mixed: bool = False,
     ):
         self._tables = tables
-        self._prefill_budget, self._decode_steps = prefill_budget, decode_steps
+        self._prefill_budget, self._decode_steps, self._mixed = prefill_budget, decode_steps, mixed
         self._max_prefill_seqs = max_prefill_seqs
         self._page_size = page_size
         self._free_slots = list(range(max_num_seqs - 1, -1, -1))
@@ -92,6 +97,7 @@ class Scheduler:
         self._tie = itertools.count()
         self._num_waiting = 0
         self._prefilled_last = False
+        self._lacked_pages = False  # whether the last mixed step left a prompt out for want of pages
         self.num_preemptions = 0
         self.prefix_cache_queries = 0  # tokens of newly admitted sequences, and how many of them were found
         self.prefix_cache_hits = 0
@@ -135,12 +141,17 @@ class Scheduler:
                 slots, gaps = slots[~np.isnan(gaps)], gaps[~np.isnan(gaps)]
             seen_at[slots] = now
             return gaps
+        gaps = self.saw_step(step.decode, now) if step.decode else np.empty(0)
         sampled = [chunk.request for chunk in step.chunks if chunk.samples and chunk.request.slot >= 0]
         seen_at[[request.slot for request in sampled]] = now
-        return np.array([now - request.seen_at for request in sampled if request.seen_at is not None])
+        resumed = [now - request.seen_at for request in sampled if request.seen_at is not None]
+        return np.concatenate([gaps, resumed])
 
     def schedule(self) -> Prefill | Decode | None:
         """The next step, or None while nothing can run. The scheduler's state then stands as after that step."""
+        if self._mixed and not self._lacked_pages:
+            return self._share()
+        self._lacked_pages = False
         step: Prefill | Decode | None = None
         if not self._prefilled_last:
             step = self._prefill() or self._decode()
@@ -149,35 +160,49 @@ class Scheduler:
         self._prefilled_last = isinstance(step, Prefill)
         return step
 
+    def _share(self) -> Prefill | Decode | None:
+        """A step of both, if there is work for both."""
+        decode = self._decode()
+        if decode and decode.steps > 1:  # nothing waited
+            return decode
+        prefill = self._prefill(decode)
+        return dataclasses.replace(prefill, decode=decode) if prefill else decode
+
     # Prefill
 
-    def _prefill(self) -> Prefill | None:
+    def _prefill(self, beside: Decode | None = None) -> Prefill | None:
+        """The next prompts' chunks, in a step of their own or `beside` a decode step, of which none loses its pages."""
         if not self._prefilling and not self._num_waiting:
             return None
         chunks: list[Chunk] = []
-        budget = self._prefill_budget(int(np.count_nonzero(self._slots.decoding)))
+        positions = beside.positions if beside else self._slots.positions[self._slots.decoding]
+        budget = self._prefill_budget(positions, max((r.num_computed for r in self._prefilling), default=0))
         unfinished = (request for request in list(self._prefilling) if request.state is State.RUNNING)
-        while budget and len(chunks) < self._max_prefill_seqs:
+        while budget and len(chunks) < self._max_prefill_seqs and not self._lacked_pages:
             request, first = next(unfinished, None), False
             if request is None:
                 request, first = self._admit(), True
             if request is None:
                 break
-            chunk = self._take_chunk(request, budget, first)
+            chunk = self._take_chunk(request, budget, first, may_preempt=beside is None)
             if chunk:
                 chunks.append(chunk)
                 budget -= chunk.count
         return Prefill(chunks) if chunks else None
 
-    def _take_chunk(self, request: Request, budget: int, first: bool) -> Chunk | None:
-        """The next part of a sequence; None if it had to give way to those before it."""
+    def _take_chunk(self, request: Request, budget: int, first: bool, *, may_preempt: bool) -> Chunk | None:
+        """The next part of a sequence; None if there are no pages for it, or it had to give way to those before it."""
         start, known = request.num_computed, request.num_known
         count = min(budget, known - start)
         if not first:
             # Its pages were taken when it was admitted, but for layers with a window. Whoever gives way comes later in
             # the order of service, and so is in none of this step's chunks.
             self._tables.slide(request, start)
-            if not self._make_room(request, self._tables.missing(request, start + count)):
+            missing = self._tables.missing(request, start + count)
+            if not may_preempt and self._tables.pool.num_available < missing:
+                self._lacked_pages = True
+                return None
+            if not self._make_room(request, missing):
                 return None
             self._tables.extend(request, start + count)
         request.num_computed = start + count

@@ -81,11 +81,11 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
     mesh = make_mesh(config.tensor_parallel_size)
     placed = model.over_tensor_axis(config.tensor_parallel_size)
     dtype = serving_dtype(config.dtype, hf)
-    attention = _attention(config, placed, dtype, mesh.devices)
+    attention, mixed = _attention(config, placed, dtype, mesh.devices)
     graph, shapes = abstract_model(placed, dtype)
     shapes = placed_shapes(mesh, shapes)
     named = dataclasses.replace(config, model=files.name, tokenizer=tokenizer_path)
-    resolved, buckets, layout = _resolve(named, placed, shapes, mesh.devices, dtype)
+    resolved, buckets, layout = _resolve(named, placed, shapes, mesh.devices, dtype, mixed=mixed)
     runner = Runner(
         graph,
         shapes,
@@ -130,8 +130,12 @@ def serving_dtype(name: str, hf: dict[str, Any]) -> jnp.dtype:
     return jnp.dtype(name)
 
 
-def _attention(config: EngineConfig, model: ModelConfig, dtype: jnp.dtype, devices: np.ndarray) -> str:
-    """What runs attention and why, in a line; `InputError` if `attention_backend` asks for what cannot run here."""
+def _attention(config: EngineConfig, model: ModelConfig, dtype: jnp.dtype, devices: np.ndarray) -> tuple[str, bool]:
+    """What runs attention and why, in a line; `InputError` if `attention_backend` asks for what cannot run here.
+
+    And whether running sequences' next tokens are computed in prefill steps as well. That takes a prefill kernel for
+    which a tile of one token is little work: others compute whole tiles.
+    """
     device = devices.flat[0]
     if config.attention_backend == MOSAIC_GPU and not is_hopper(device):
         raise InputError(
@@ -153,16 +157,14 @@ def _attention(config: EngineConfig, model: ModelConfig, dtype: jnp.dtype, devic
         prefill = choose_prefill(config.attention_backend, shape, device)
     except ValueError as error:
         raise InputError(f"attention_backend={config.attention_backend!r} cannot serve this: {error}") from error
-    if decode == prefill:
-        return f"attention runs in {decode.implementation}: {decode.reason}"
-    return (
-        f"decode attention runs in {decode.implementation}: {decode.reason}; "
-        f"prefill attention in {prefill.implementation}: {prefill.reason}"
-    )
+    line = f"attention runs in {decode.implementation}: {decode.reason}"
+    if decode != prefill:
+        line = f"decode {line}; prefill attention in {prefill.implementation}: {prefill.reason}"
+    return line, prefill.implementation == NATIVE
 
 
 def _resolve(
-    config: EngineConfig, model: ModelConfig, shapes: Any, devices: np.ndarray, dtype: jnp.dtype
+    config: EngineConfig, model: ModelConfig, shapes: Any, devices: np.ndarray, dtype: jnp.dtype, *, mixed: bool
 ) -> tuple[ResolvedConfig, Buckets, CacheLayout]:
     """Every setting that was left open, from the model, the platform and the memory; and what follows from them."""
     on_cpu = devices.flat[0].platform == "cpu"
@@ -183,6 +185,7 @@ def _resolve(
             page_size=config.page_size,
             min_decode_rows=1 if products_run_natively(dtype, devices) else MIN_DECODE_ROWS,
             smallest_tile=1 if on_cpu else TILE_SIZE,  # kernels take whole tiles only
+            mixed=mixed,
         )
 
     layout = CacheLayout.of(

@@ -53,10 +53,13 @@ class Decoder(nnx.Module):
         self.lm_head = None if tied else Embedding(config.vocab_size, config.hidden_size, dtype=dtype, rngs=rngs)
 
     def __call__(self, token_ids: jax.Array, positions: jax.Array, attend: Attend) -> jax.Array:
-        """Hidden states `[..., tokens, hidden]` of `token_ids` at `positions`, both int32 `[..., tokens]`."""
+        """Hidden states `[..., tokens, hidden]` of `token_ids` at `positions`, both int32 `[..., tokens]`.
+
+        Padding has position -1. It begins as zeros and, but for biases, stays that: products on the CPU pass it over.
+        """
         ropes = dict.fromkeys(kind.rope for kind in self.config.layer_kinds)
         tables = {rope: rope and rope_tables(positions, rope, self.config.head_dim) for rope in ropes}
-        x = self.embed(token_ids)
+        x = jnp.where(positions[..., None] >= 0, self.embed(token_ids), 0)
         for index, (layer, kind) in enumerate(zip(self.layers, self.config.layer_kinds, strict=True)):
             x = layer(x, tables[kind.rope], attend, index)
         return self.norm(x)

@@ -32,6 +32,7 @@ class Buckets:
     decode: tuple[int, ...]
     max_num_seqs: int
     max_pages: int  # entries of a page table row
+    mixed: bool  # whether running sequences' next tokens are computed in prefill steps too
 
     @classmethod
     def of(
@@ -43,19 +44,24 @@ class Buckets:
         page_size: int,
         min_decode_rows: int = MIN_DECODE_ROWS,
         smallest_tile: int = 1,
+        mixed: bool = False,
     ) -> "Buckets":
-        """`smallest_tile`: what query tiles of prefill attention have at least, even in buckets of fewer tokens."""
+        """`smallest_tile`: what query tiles of prefill attention have at least, even in buckets of fewer tokens.
+
+        Where steps are to be `mixed`, they are if the largest has room for every sequence's token and a prompt's.
+        """
+        mixed = mixed and max_num_batched_tokens >= max_num_seqs + MIN_PREFILL_TOKENS
+        per_row = 1 if mixed else TOKENS_PER_PREFILL_ROW
         tokens = _doubling(MIN_PREFILL_TOKENS, max_num_batched_tokens)
         return cls(
             tuple(
-                PrefillBucket(
-                    t, min(max_num_seqs, -(-t // TOKENS_PER_PREFILL_ROW)), max(smallest_tile, min(t, TILE_SIZE))
-                )
+                PrefillBucket(t, min(max_num_seqs, -(-t // per_row)), max(smallest_tile, min(t, TILE_SIZE)))
                 for t in tokens
             ),
             _doubling(min_decode_rows, max_num_seqs),
             max_num_seqs,
             -(-max_model_len // page_size),
+            mixed,
         )
 
     @property

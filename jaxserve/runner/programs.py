@@ -78,11 +78,8 @@ class Programs:
         self, weights: list[jax.Array], state: DeviceState, batch: DecodeArrays
     ) -> tuple[DeviceState, StepResult]:
         """`batch.steps` new tokens for each slot of the batch, `max_decode_steps` at most."""
-        slots = state.slots
-        last_page = jnp.maximum(batch.positions + batch.counts - 1, 0) // self._page_size
-        opens = jnp.where(batch.new_pages[0] >= 0, batch.slots, len(slots.last_token))
-        tables = slots.page_tables.at[:, opens, last_page].set(batch.new_pages, mode="drop")
-        state = state._replace(slots=slots._replace(page_tables=tables))
+        slots = self._with_new_pages(state.slots, batch, batch.positions + batch.counts - 1)
+        state = state._replace(slots=slots)
         if self._max_decode_steps == 1:
             state, token_ids, logprobs = self._decode_one(weights, state, batch)
             return state, StepResult(token_ids[None], logprobs, None, None)
@@ -128,22 +125,32 @@ class Programs:
     def prefill(
         self, weights: list[jax.Array], state: DeviceState, batch: PrefillArrays, tile_size: int
     ) -> tuple[DeviceState, StepResult]:
-        """Chunks of several prompts; a new token for each that ends here."""
+        """Chunks of several prompts; a new token for each that ends here, and for each row that continues."""
         model = self._model(weights)
-        slots = state.slots
-        places = self._places(state.cache, batch.page_table, batch.rows, batch.positions)
+        slots = self._with_new_pages(state.slots, batch, batch.lengths - 1)
+
+        def of_rows(kept: jax.Array, given: jax.Array) -> jax.Array:
+            """The slot's own where a row continues: of `[slots, ...]` and `[R, ...]`."""
+            own = kept[batch.slots]
+            return jnp.where(batch.continues.reshape(-1, *(1,) * (own.ndim - 1)), own, given)
+
+        page_table = jax.vmap(of_rows)(slots.page_tables, batch.page_table)
+        row_sampling = jax.tree.map(of_rows, slots.sampling, batch.sampling)
+        newest = slots.last_token[batch.slots][batch.rows]
+        token_ids = jnp.where(batch.continues[batch.rows], newest, batch.token_ids)
+        places = self._places(state.cache, page_table, batch.rows, batch.positions)
         attend = self._attend(state.cache, PrefillRows(batch.tiles), places, tile_size)
-        hidden = model(batch.token_ids, batch.positions, attend)
-        tables = slots.page_tables.at[:, batch.slots].set(batch.page_table, mode="drop")
+        hidden = model(token_ids, batch.positions, attend)
+        tables = slots.page_tables.at[:, batch.slots].set(page_table, mode="drop")
         sampling = jax.tree.map(
-            lambda kept, new: kept.at[batch.slots].set(new, mode="drop"), slots.sampling, batch.sampling
+            lambda kept, new: kept.at[batch.slots].set(new, mode="drop"), slots.sampling, row_sampling
         )
         token_ids, logprobs, vocab = self._sample(
             model,
             hidden[batch.last_tokens],
             batch.lengths,
             batch.sampling_slots,
-            batch.sampling,
+            row_sampling,
             slots.vocab,
             batch,
         )
@@ -170,6 +177,15 @@ class Programs:
 
     def _model(self, weights: list[jax.Array]) -> Any:
         return nnx.merge(self._graph, jax.tree.unflatten(self._weights_tree, weights))
+
+    def _with_new_pages(
+        self, slots: SlotState, batch: PrefillArrays | DecodeArrays, last_positions: jax.Array
+    ) -> SlotState:
+        """`slots` with the pages in place that rows open with their last positions `[rows]`."""
+        last_page = jnp.maximum(last_positions, 0) // self._page_size
+        opens = jnp.where(batch.new_pages[0] >= 0, batch.slots, len(slots.last_token))
+        tables = slots.page_tables.at[:, opens, last_page].set(batch.new_pages, mode="drop")
+        return slots._replace(page_tables=tables)
 
     def _places(self, cache: KVCache, page_tables: jax.Array, owners: jax.Array, positions: jax.Array) -> Places:
         """Where tokens at `positions` go, those of the sequences whose pages are `page_tables[:, owners]`."""

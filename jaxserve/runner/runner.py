@@ -21,6 +21,9 @@ from jaxserve.runner.program_cache import ProgramCache
 from jaxserve.runner.programs import DeviceState, Programs, SlotState
 from jaxserve.runner.step_batch import DecodeArrays, Masks, Needs, PrefillArrays, StepBatch, StepResult, VocabRow
 
+# On the CPU, LLVM takes a quarter longer to optimise all that it can, and steps take as long either way.
+_COMPILER_OPTIONS: dict[str, dict[str, bool | int | float | str]] = {"cpu": {"xla_backend_optimization_level": 1}}
+
 
 class Runner:
     """A model with its pages and slots on a mesh, and a compiled program for every bucket.
@@ -184,7 +187,7 @@ class Runner:
         state = jax.tree.map(lambda array: array.sharding, self.state)
         step = jax.jit(program, donate_argnums=1, in_shardings=(None, None, whole), out_shardings=(state, whole))
         with jax.set_mesh(self._mesh):  # for the layers that split their own work
-            return step.lower(self._shapes, self.state, arrays).compile()
+            return self._compiled_of(step.lower(self._shapes, self.state, arrays))
 
     def _compile_vocab_row(self) -> jax.stages.Compiled:
         size = self._vocab_size
@@ -198,4 +201,7 @@ class Runner:
     def _compile_loading(self, load: Callable, loaded: VocabRow | Masks) -> jax.stages.Compiled:
         whole = sharding(self._mesh)
         program = jax.jit(load, donate_argnums=0, in_shardings=(None, whole), out_shardings=whole)
-        return program.lower(self.state.slots.vocab, loaded).compile()
+        return self._compiled_of(program.lower(self.state.slots.vocab, loaded))
+
+    def _compiled_of(self, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+        return lowered.compile(compiler_options=_COMPILER_OPTIONS.get(self._mesh.devices.flat[0].platform))

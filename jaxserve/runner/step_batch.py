@@ -92,7 +92,11 @@ class Masks(NamedTuple):
 
 
 class PrefillArrays(NamedTuple):
-    """`T` tokens of up to `R` sequences, one after the other on a flat axis."""
+    """`T` tokens of up to `R` sequences, one after the other on a flat axis.
+
+    A row that continues has one token, the newest of its slot, as in a decode step: that token, its page table row and
+    its sampling settings are the slot's own, whatever stands here.
+    """
 
     token_ids: Array  # int32 [T]
     positions: Array  # int32 [T]
@@ -103,6 +107,8 @@ class PrefillArrays(NamedTuple):
     last_tokens: Array  # int32 [R]: flat index of each sequence's last token here
     lengths: Array  # int32 [R]: tokens of each sequence after this step
     page_table: Array  # int32 [groups of layers, R, max_pages]
+    continues: Array  # bool [R]
+    new_pages: Array  # int32 [groups of layers, R]: the page that a row's token opens if it continues, or -1
     tiles: Array  # int32 [4, tiles], as `prefill_tiles` makes them
     sampling: SamplingRows  # [R]
     masked: Array  # bool [R]: only the tokens of the slot's mask may come next
@@ -122,6 +128,8 @@ class PrefillArrays(NamedTuple):
             last_tokens=np.zeros(rows, np.int32),
             lengths=np.zeros(rows, np.int32),
             page_table=np.full((groups, rows, max_pages), -1, np.int32),
+            continues=np.zeros(rows, bool),
+            new_pages=np.full((groups, rows), -1, np.int32),
             tiles=np.zeros((4, bucket.tiles), np.int32),
             sampling=SamplingRows.empty(rows),
             masked=np.zeros(rows, bool),

@@ -74,8 +74,9 @@ void many_rows(xla::ffi::ThreadPool& pool, const bf16* x, int64_t rows, const bf
   static thread_local std::vector<uint32_t> packed;  // kept: fresh memory would cost a page fault every 4 KiB
   std::vector<Panel> panels;
   int64_t size = 0;
-  for (int64_t r = 0; r < rows; r += 32) {
-    const int64_t here = std::min<int64_t>(32, rows - r), lanes = here > 16 ? 32 : 16;
+  const int64_t alone = rows % 16 <= kDotRows ? rows % 16 : 0;  // not worth a vector's lanes: dot products
+  for (int64_t r = 0; r < rows - alone; r += 32) {
+    const int64_t here = std::min<int64_t>(32, rows - alone - r), lanes = here > 16 ? 32 : 16;
     panels.push_back({r, here, lanes, size});
     size += (in + 1) / 2 * lanes;
   }
@@ -95,6 +96,10 @@ void many_rows(xla::ffi::ThreadPool& pool, const bf16* x, int64_t rows, const bf
         run(lanes_of_x + panel.offset, panel.rows, w + o * in, in, y + panel.first * out + o, out, outs);
         ahead = false;
       }
+      const int64_t first = rows - alone;
+      for (int64_t i = 0; alone && i < outs; i += kBlock)
+        dot_block<false>(x + first * in, alone, w + (o + i) * in, in, y + first * out + o + i, out,
+                         std::min(kBlock, outs - i));
     }
   });
 }

@@ -1,6 +1,6 @@
 // Products of rows in bf16 with a weight that lies as checkpoints have it, with float32 sums.
 //
-// Up to kDotRows rows: dot products along the contiguous axis; the weight passes through the registers once, at the
+// Up to kDotRows rows, of those that are not padding: dot products along the contiguous axis; the weight passes through the registers once, at the
 // speed of the memory. More rows: a vector's lanes are rows, each element of a weight is broadcast to them, and no sum
 // crosses lanes; the arithmetic is what takes time there.
 
@@ -18,18 +18,6 @@ namespace ffi = xla::ffi;
 constexpr int64_t kBlock = 16;          // outputs that are worked on together
 constexpr int64_t kAhead = 32 * 1024;   // bytes of weight between what is multiplied and what is fetched
 constexpr int64_t kChunk = 128 * 1024;  // least bytes of weight that a thread takes at a time
-
-}  // namespace
-}  // namespace native
-
-#ifdef NATIVE_AVX512
-#include "lanes_avx512.h"
-#else
-#include "lanes_avx2.h"
-#endif
-
-namespace native {
-namespace {
 
 using Rows = Operand<bf16>;
 constexpr int64_t kStep = kVectorBytes / sizeof(bf16);
@@ -109,6 +97,18 @@ void dot_block(const Rows::Number* x, int64_t rows, const bf16* w, int64_t in, f
   take(std::integral_constant<int, 1>{});
 }
 
+}  // namespace
+}  // namespace native
+
+#ifdef NATIVE_AVX512
+#include "lanes_avx512.h"
+#else
+#include "lanes_avx2.h"
+#endif
+
+namespace native {
+namespace {
+
 void few_rows(ffi::ThreadPool& pool, const bf16* given, int64_t rows, const bf16* w, int64_t in, int64_t out, float* y) {
   static thread_local std::vector<Rows::Number> prepared;
   const int64_t stride = Rows::stride(in);
@@ -126,12 +126,21 @@ void few_rows(ffi::ThreadPool& pool, const bf16* given, int64_t rows, const bf16
   });
 }
 
+// Rows of x without the last ones that are all zeros, as padding is: their products are zeros too.
+int64_t without_padding(const bf16* x, int64_t rows, int64_t in) {
+  auto is_zero = [](bf16 number) { return !number; };
+  while (rows && std::all_of(x + (rows - 1) * in, x + rows * in, is_zero)) --rows;
+  return rows;
+}
+
 ffi::Error matmul_nk(ffi::ThreadPool pool, ffi::BufferR2<ffi::BF16> x, ffi::BufferR2<ffi::BF16> weight,
                      ffi::ResultBufferR2<ffi::F32> y) {
-  const int64_t rows = x.dimensions()[0], in = x.dimensions()[1], out = weight.dimensions()[0];
-  const auto run = rows <= kDotRows ? few_rows : many_rows;
-  run(pool, static_cast<const bf16*>(x.untyped_data()), rows, static_cast<const bf16*>(weight.untyped_data()), in, out,
-      y->typed_data());
+  const int64_t in = x.dimensions()[1], out = weight.dimensions()[0];
+  const bf16* const from = static_cast<const bf16*>(x.untyped_data());
+  const int64_t rows = without_padding(from, x.dimensions()[0], in);
+  float* const to = y->typed_data();
+  std::fill(to + rows * out, to + y->element_count(), 0.0f);
+  if (rows) (rows <= kDotRows ? few_rows : many_rows)(pool, from, rows, static_cast<const bf16*>(weight.untyped_data()), in, out, to);
   return ffi::Error::Success();
 }
 

@@ -4,6 +4,7 @@
 // under a running softmax. Pages lie in memory as [pages, kv_heads, page_size, head_dim], so that a page's keys of one head are
 // one stretch; while they are multiplied, the page's values are fetched, and meanwhile the next page's keys.
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -17,6 +18,7 @@ namespace {
 namespace ffi = xla::ffi;
 
 constexpr int64_t kLeastBytes = 32 * 1024;  // of keys and values, that a thread takes at a time
+constexpr int64_t kKeyCost = 8;  // what it takes to read a key and a value, in what it takes to attend to them once
 constexpr float kMasked = -1e30f;  // finite: exp(kMasked - kMasked) is no NaN
 
 struct Shape {
@@ -239,17 +241,25 @@ struct Worker {
 template <typename T>
 void attend(ffi::ThreadPool& pool, const Shape& shape, const Arrays<T>& arrays, const std::vector<Queries>& queries) {
   int64_t most = 0, read = 0;
+  const int64_t heads = shape.kv_heads, group = shape.heads / heads;
+  // An item is one head of some queries. They cost very different times, so that they are shared out by what they cost.
+  std::vector<int64_t> starts{0};
   for (const Queries& some : queries) {
+    const int64_t seen = shape.window ? std::min(some.position, shape.window) : some.position, keys = seen + some.count;
     most = std::max(most, some.count);
-    read += some.position + some.count;
+    read += keys;
+    for (int64_t head = 0; head < heads; ++head)
+      starts.push_back(starts.back() + std::max<int64_t>(keys, 1) * (kKeyCost + some.count * group));
   }
-  const int64_t items = queries.size() * shape.kv_heads;
-  const int64_t bytes = read * shape.kv_heads * (shape.head_dim + shape.value_dim) * sizeof(T);
-  const int64_t smallest = std::max<int64_t>(1, items * kLeastBytes / std::max<int64_t>(bytes, 1));
-  parallel_for(pool, items, smallest, [&](int64_t begin, int64_t end) {
+  const int64_t bytes = read * heads * (shape.head_dim + shape.value_dim) * sizeof(T);
+  const int64_t smallest = std::max(1.0, static_cast<double>(starts.back()) * kLeastBytes / std::max<int64_t>(bytes, 1));
+  parallel_for(pool, starts.back(), smallest, [&](int64_t begin, int64_t end) {
+    auto item_at = [&](int64_t cost) { return std::lower_bound(starts.begin(), starts.end() - 1, cost) - starts.begin(); };
+    const int64_t first = item_at(begin), last = item_at(end);
+    if (first == last) return;
     Worker<T> worker(shape, arrays, most);
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t then = std::min(item + 1, end - 1), heads = shape.kv_heads;
+    for (int64_t item = first; item < last; ++item) {
+      const int64_t then = std::min(item + 1, last - 1);
       worker.run(queries[item / heads], item % heads, worker.first_keys(queries[then / heads], then % heads));
     }
   });

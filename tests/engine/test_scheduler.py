@@ -48,6 +48,12 @@ def layout_of(*windows: int | None, budget: int) -> CacheLayout:
     return CacheLayout(windows, (), PAGE, max(budget, PAGE))
 
 
+def requests_of(step: Prefill | Decode) -> list[Request]:
+    if isinstance(step, Decode):
+        return step.requests
+    return [chunk.request for chunk in step.chunks] + (step.decode.requests if step.decode else [])
+
+
 class Simulation:
     """An engine without a device: checks every step's promises, and hands out the tokens that come.
 
@@ -63,6 +69,7 @@ class Simulation:
         ahead: bool,
         burst: int = 1,
         windows: tuple[int | None, ...] = (None,),
+        mixed: bool = False,
     ):
         self.pool = PagePool(num_pages)
         self.windows = windows
@@ -72,8 +79,9 @@ class Simulation:
             max_num_seqs=max_num_seqs,
             max_prefill_seqs=2,
             page_size=PAGE,
-            prefill_budget=lambda sequences: budget,
+            prefill_budget=lambda positions, depth: budget,
             decode_steps=lambda sequences: burst,
+            mixed=mixed,
         )
         self.requests: list[Request] = []
         self.ended: dict[str, str] = {}
@@ -105,41 +113,50 @@ class Simulation:
     # The device's part
 
     def run(self, step: Prefill | Decode, token: int) -> tuple[Prefill | Decode, list[list[int]]]:
-        sampled = []
-        if isinstance(step, Prefill):
-            assert 0 < sum(chunk.count for chunk in step.chunks) <= self.budget
-            assert len(step.chunks) <= 2
-            for chunk in step.chunks:
-                assert chunk.request.state is State.RUNNING
-                assert 0 < chunk.count <= chunk.request.num_known - chunk.start
-                self.write(chunk.request, chunk.start, chunk.count)
-            for chunk in step.chunks:  # after all have written, as in a program
-                self.check_readable(chunk.request, chunk.start, chunk.start + chunk.count)
-                assert chunk.samples == (chunk.start + chunk.count == len(self.sequences[chunk.request]))
-                sampled.append([token] if chunk.samples else [])
-                self.sequences[chunk.request] += sampled[-1]
-            requests = [chunk.request for chunk in step.chunks]
-        else:
-            requests = step.requests
-            for request, position, count in zip(requests, step.positions.tolist(), step.counts.tolist(), strict=True):
-                assert 1 <= count <= step.steps
-                if self.sequences[request][-1] == STOP_TOKEN:  # it has ended, and the host does not know it yet
-                    sampled.append([0] * count)
-                    continue
-                assert position == len(self.sequences[request]) - 1
-                if request.constraint:  # which depends on all tokens before
-                    assert (request.num_known, count) == (position + 1, 1)
-                new = []
-                for _ in range(count):
-                    self.write(request, len(self.sequences[request]) - 1, 1)
-                    self.check_readable(request, len(self.sequences[request]) - 1, len(self.sequences[request]))
-                    new.append(token)
-                    self.sequences[request].append(token)
-                    if token == STOP_TOKEN:
-                        break
-                sampled.append(new)
+        requests = requests_of(step)
         assert len(set(requests)) == len(requests)
-        return step, sampled
+        if isinstance(step, Decode):
+            return step, self.run_decode(step, token)
+        assert 0 < sum(chunk.count for chunk in step.chunks) <= self.budget
+        assert len(step.chunks) <= 2
+        for chunk in step.chunks:
+            assert chunk.request.state is State.RUNNING
+            assert 0 < chunk.count <= chunk.request.num_known - chunk.start
+            self.write(chunk.request, chunk.start, chunk.count)
+        decoded = []
+        if step.decode:
+            assert step.decode.steps == 1
+            assert all(request.state is State.RUNNING for request in step.decode.requests)
+            decoded = self.run_decode(step.decode, token)
+        sampled = []
+        for chunk in step.chunks:  # after all have written, as in a program
+            self.check_readable(chunk.request, chunk.start, chunk.start + chunk.count)
+            assert chunk.samples == (chunk.start + chunk.count == len(self.sequences[chunk.request]))
+            sampled.append([token] if chunk.samples else [])
+            self.sequences[chunk.request] += sampled[-1]
+        return step, sampled + decoded
+
+    def run_decode(self, step: Decode, token: int) -> list[list[int]]:
+        sampled = []
+        rows = zip(step.requests, step.positions.tolist(), step.counts.tolist(), strict=True)
+        for request, position, count in rows:
+            assert 1 <= count <= step.steps
+            if self.sequences[request][-1] == STOP_TOKEN:  # it has ended, and the host does not know it yet
+                sampled.append([0] * count)
+                continue
+            assert position == len(self.sequences[request]) - 1
+            if request.constraint:  # which depends on all tokens before
+                assert (request.num_known, count) == (position + 1, 1)
+            new = []
+            for _ in range(count):
+                self.write(request, len(self.sequences[request]) - 1, 1)
+                self.check_readable(request, len(self.sequences[request]) - 1, len(self.sequences[request]))
+                new.append(token)
+                self.sequences[request].append(token)
+                if token == STOP_TOKEN:
+                    break
+            sampled.append(new)
+        return sampled
 
     def write(self, request: Request, start: int, count: int) -> None:
         for group, row in enumerate(request.pages):
@@ -167,8 +184,7 @@ class Simulation:
     # The engine's part
 
     def collect(self, step: Prefill | Decode, sampled: list[list[int]]) -> None:
-        requests = step.requests if isinstance(step, Decode) else [chunk.request for chunk in step.chunks]
-        for request, tokens in zip(requests, sampled, strict=True):
+        for request, tokens in zip(requests_of(step), sampled, strict=True):
             for token in tokens:
                 if request.state is State.FINISHED:
                     break
@@ -214,13 +230,20 @@ aborts = st.tuples(st.just("abort"), st.integers(0, 30))
     budget=st.integers(1, 20),
     ahead=st.booleans(),
     burst=st.sampled_from([1, 1, 3, 4]),
+    mixed=st.booleans(),
 )
 def test_after_any_history_pages_add_up_hold_what_they_should_and_every_request_ends_exactly_once(
-    history, windows, spare_pages, max_num_seqs, budget, ahead, burst
+    history, windows, spare_pages, max_num_seqs, budget, ahead, burst, mixed
 ):
     num_pages = layout_of(*windows, budget=budget).pages_of(LONGEST) + spare_pages
     simulation = Simulation(
-        num_pages=num_pages, max_num_seqs=max_num_seqs, budget=budget, ahead=ahead, burst=burst, windows=windows
+        num_pages=num_pages,
+        max_num_seqs=max_num_seqs,
+        budget=budget,
+        ahead=ahead,
+        burst=burst,
+        windows=windows,
+        mixed=mixed,
     )
     for event, *values in history:
         if event == "add":
@@ -299,6 +322,30 @@ def test_a_running_sequence_waits_no_longer_than_one_prefill_step():
         kinds.append(type(simulation.scheduler.schedule()))
     assert (Prefill, Prefill) not in list(itertools.pairwise(kinds))
     assert kinds.count(Prefill) >= 9
+
+
+def test_a_running_sequence_gets_its_next_token_in_every_step_of_a_prompt_that_shares_them():
+    simulation = Simulation(num_pages=64, max_num_seqs=2, budget=8, ahead=False, mixed=True)
+    short, long = make_request("short", 4, 50, 0), make_request("long", 120, 5, 1)
+    simulation.add(short)
+    simulation.step(7)
+    simulation.add(long)
+    for count in range(2, 17):
+        simulation.step(7)
+        assert len(short.output_token_ids) == count
+    assert len(long.output_token_ids) == 1
+
+
+def test_a_prompt_that_lacks_pages_beside_running_sequences_takes_them_in_a_step_of_its_own():
+    simulation = Simulation(num_pages=5, max_num_seqs=2, budget=4, ahead=True, mixed=True, windows=(6,))
+    simulation.add(make_request("last", 3, 20, 0, priority=1))
+    for _ in range(8):
+        simulation.step(7)
+    first = make_request("first", 14, 4, 1, cached=False)
+    simulation.add(first)
+    simulation.drain()
+    assert list(simulation.ended) == ["first", "last"]
+    assert simulation.scheduler.num_preemptions > 0
 
 
 def test_lower_priority_values_and_earlier_arrivals_are_admitted_first():

@@ -25,11 +25,13 @@ built = pytest.mark.skipif(
     rows=st.integers(1, 65),
     inner=st.sampled_from([1, 2, 31, 32, 33, 63, 100, 257, 1024]),
     outer=st.sampled_from([1, 7, 15, 16, 17, 24, 40, 129, 2050]),
+    padding=st.sampled_from([0, 0, 1, 16, 40]),
     seed=st.integers(0, 1000),
 )
-def test_matmul_equals_float64_for_any_sizes(rows, inner, outer, seed):
+def test_matmul_equals_float64_for_any_sizes_and_padding(rows, inner, outer, padding, seed):
     rng = np.random.default_rng(seed)
     x = jnp.asarray(rng.normal(size=(rows, inner)), jnp.bfloat16)
+    x = x.at[max(0, rows - padding) :].set(0)
     weight = jnp.asarray(rng.normal(size=(outer, inner)), jnp.bfloat16)
     expected = np.asarray(x, np.float64) @ np.asarray(weight, np.float64).T
     # Float32 sums of exact products: each addition errs by 2^-24 of what was summed up so far.

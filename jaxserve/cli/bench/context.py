@@ -141,7 +141,10 @@ def _alone(llm: "LLM", length: int, output_len: int, memory_bytes_per_second: fl
 
 
 def _beside(llm: "LLM", length: int, count: int) -> dict[str, Any]:
-    """How long `count` short requests wait between two tokens, before and while a prompt of `length` is computed."""
+    """How long `count` short requests wait between two tokens before, while and after a prompt of `length` is computed.
+
+    They grow meanwhile, so that a token costs more in the end.
+    """
     from jaxserve.cli.bench.measurement import summary
     from jaxserve.sampling_params import SamplingParams
 
@@ -163,8 +166,8 @@ def _beside(llm: "LLM", length: int, count: int) -> dict[str, Any]:
         seen.update((request_id, now) for request_id in given if request_id in seen)
         return waited, "long" in given
 
-    steps = min(_UNDISTURBED, limit // (3 * engine.config.max_decode_steps))  # the short ones must not end by then
-    undisturbed = [wait for _ in range(steps) for wait in step()[0]]
+    steps = min(_UNDISTURBED, limit // (6 * engine.config.max_decode_steps))  # the short ones must not end by then
+    before = [wait for _ in range(steps) for wait in step()[0]]
     long, one = {"prompt_token_ids": _prompt(llm, length, seed=-1 % 2**32)}, dataclasses.replace(short, max_tokens=1)
     engine.add(engine.inputs.check(long, one), one, request_id="long")
     start, waits, done = time.perf_counter(), [], False
@@ -172,6 +175,7 @@ def _beside(llm: "LLM", length: int, count: int) -> dict[str, Any]:
         waited, done = step()
         waits += waited
     seconds = time.perf_counter() - start
+    after = [wait for _ in range(1 + steps) for wait in step()[0]][count:]  # the first still waited for the prompt
     for number in range(count):
         engine.abort(f"short {number}")
     return {
@@ -179,7 +183,8 @@ def _beside(llm: "LLM", length: int, count: int) -> dict[str, Any]:
         "short_requests": count,
         "prefill_seconds": seconds,
         "short_waits_seconds": summary(waits),
-        "undisturbed_waits_seconds": summary(undisturbed),
+        "waits_before_seconds": summary(before),
+        "waits_after_seconds": summary(after),
     }
 
 
@@ -195,22 +200,22 @@ def _print(report: dict[str, Any]) -> None:
         prefill = (f"{row['prompt_tokens']}", f"{row['prefill_seconds']:.2f}")
         rate = f"{row['prompt_tokens'] / row['prefill_seconds']:.0f}"
         decode = row["decode"]
-        after = decode and (
+        decoded = decode and (
             f"{1000 * decode['step_seconds']:.2f}",
             f"{decode['bytes_per_step'] / 1e6:.1f}",
             f"{decode['bytes_per_second'] / 1e9:.2f}",
             f"{100 * decode['share_of_memory_bandwidth']:.1f}%",
         )
-        table.add_row(*prefill, rate, *(after or ()))
+        table.add_row(*prefill, rate, *(decoded or ()))
     console = Console(highlight=False)
     console.print(table)
     beside, memory = report["beside"], report["memory"]
-    waits, alone = beside["short_waits_seconds"], beside["undisturbed_waits_seconds"]
-    if waits and alone:
+    before, waits, after = (beside[f"{name}_seconds"] for name in ("waits_before", "short_waits", "waits_after"))
+    if before and waits and after:
         console.print(
             f"  Beside {beside['short_requests']} short requests the prompt of {beside['prompt_tokens']} tokens took "
             f"{beside['prefill_seconds']:.2f} s.\n"
-            f"  They waited {_waits(waits)} for a token meanwhile, and {_waits(alone)} before.",
+            f"  They waited {_waits(waits)} for a token meanwhile, {_waits(before)} before and {_waits(after)} after.",
             soft_wrap=True,
         )
     if report["temporary_bytes"] is not None:
