@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from jaxserve import SamplingParams
+from jaxserve.runner.step_batch import PrefillArrays, StepBatch
+from pallas_kernels.native import library
 
 RNG = np.random.default_rng(0)
 PROMPTS = [{"prompt_token_ids": RNG.integers(0, 517, length).tolist()} for length in (3, 60, 17, 33, 1, 90, 32)]
@@ -35,6 +37,25 @@ def test_whatever_runs_beside_it(tiny_llm, expected):
 @pytest.mark.parametrize("chunk", [5, 16, 128])
 def test_whatever_the_chunk_size(tiny_llm, expected, chunk):
     assert tokens(tiny_llm(max_num_batched_tokens=chunk)) == expected
+
+
+@pytest.mark.parametrize(("backend", "mixed"), [("native", True), ("xla", False)])
+def test_whether_prompts_share_steps_with_running_sequences_or_take_turns_with_them(tiny_llm, expected, backend, mixed):
+    if mixed and not library.available():
+        pytest.skip(f"the native kernels cannot be built here: {library.refusal()}")
+    llm = tiny_llm(max_num_batched_tokens=64, max_num_seqs=8, attention_backend=backend)
+    shared = []
+
+    def on_step(batch: StepBatch) -> None:
+        if isinstance(batch.arrays, PrefillArrays):
+            shared.append(bool(batch.arrays.continues.any()))
+
+    llm.engine.on_step = on_step
+    try:
+        assert tokens(llm) == expected
+    finally:
+        llm.engine.on_step = None
+    assert any(shared) == mixed
 
 
 def test_after_preemption_in_a_pool_that_is_nearly_full(tiny_llm, expected):

