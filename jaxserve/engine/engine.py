@@ -315,7 +315,7 @@ class Engine:
             self._take_prompt_logprobs(chunks, result.prompt_logprobs)
         deltas: dict[_Group, RequestOutput] = {}
         tokens = np.atleast_2d(result.token_ids)  # [steps, rows]
-        for row, (chunk, token) in enumerate(zip(chunks, tokens[0].tolist(), strict=False)):
+        for row, (chunk, token) in enumerate(zip(chunks, tokens[0, : len(chunks)].tolist(), strict=True)):
             # It may have ended, or been aborted, while this step ran.
             if chunk.request.state is State.FINISHED:
                 continue

@@ -24,7 +24,8 @@ class Pace:
 
     def observe_prefill(self, tokens: int, attended: int, seconds: float) -> None:
         """A step of a bucket of so many tokens, which attended to so many positions together, took so long."""
-        self._prefill.observe(tokens, attended, seconds)
+        if self._max_itl is not None:  # else nobody asks
+            self._prefill.observe(tokens, attended, seconds)
 
     def observe_decode(self, rows: int, steps: int, seconds: float) -> None:
         """A step of `steps` tokens for each row of a bucket took so long."""
@@ -94,10 +95,8 @@ class _PrefillSeconds:
         if not known:
             return size if size == self._sizes[0] else 0
         nearest = known[-1]
-        seconds, position = (
-            self._seconds[nearest] * (1 + size / self._sizes[nearest]) / 2,
-            self._seconds[-1] / self._UNIT,
-        )
+        seconds = self._seconds[nearest] * (1 + size / self._sizes[nearest]) / 2
+        position = self._seconds[-1] / self._UNIT
         left = room - seconds - attended * position
         if left < 0:
             return 0

@@ -1,8 +1,8 @@
 // Products of rows in bf16 with a weight that lies as checkpoints have it, with float32 sums.
 //
-// Up to kDotRows rows, of those that are not padding: dot products along the contiguous axis; the weight passes through the registers once, at the
-// speed of the memory. More rows: a vector's lanes are rows, each element of a weight is broadcast to them, and no sum
-// crosses lanes; the arithmetic is what takes time there.
+// Up to kDotRows rows, of those that are not padding: dot products along the contiguous axis; the weight passes through
+// the registers once, at the speed of the memory. More rows: a vector's lanes are rows, each element of a weight is
+// broadcast to them, and no sum crosses lanes; the arithmetic is what takes time there.
 
 #include <cstring>
 #include <vector>
@@ -140,7 +140,9 @@ ffi::Error matmul_nk(ffi::ThreadPool pool, ffi::BufferR2<ffi::BF16> x, ffi::Buff
   const int64_t rows = without_padding(from, x.dimensions()[0], in);
   float* const to = y->typed_data();
   std::fill(to + rows * out, to + y->element_count(), 0.0f);
-  if (rows) (rows <= kDotRows ? few_rows : many_rows)(pool, from, rows, static_cast<const bf16*>(weight.untyped_data()), in, out, to);
+  if (!rows) return ffi::Error::Success();
+  const auto run = rows <= kDotRows ? few_rows : many_rows;
+  run(pool, from, rows, static_cast<const bf16*>(weight.untyped_data()), in, out, to);
   return ffi::Error::Success();
 }
 

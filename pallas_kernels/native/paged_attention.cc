@@ -245,7 +245,7 @@ void attend(ffi::ThreadPool& pool, const Shape& shape, const Arrays<T>& arrays, 
   // An item is one head of some queries. They cost very different times, so that they are shared out by what they cost.
   std::vector<int64_t> starts{0};
   for (const Queries& some : queries) {
-    const int64_t seen = shape.window ? std::min(some.position, shape.window) : some.position, keys = seen + some.count;
+    const int64_t keys = (shape.window ? std::min(some.position, shape.window) : some.position) + some.count;
     most = std::max(most, some.count);
     read += keys;
     for (int64_t head = 0; head < heads; ++head)
@@ -254,7 +254,9 @@ void attend(ffi::ThreadPool& pool, const Shape& shape, const Arrays<T>& arrays, 
   const int64_t bytes = read * heads * (shape.head_dim + shape.value_dim) * sizeof(T);
   const int64_t smallest = std::max(1.0, static_cast<double>(starts.back()) * kLeastBytes / std::max<int64_t>(bytes, 1));
   parallel_for(pool, starts.back(), smallest, [&](int64_t begin, int64_t end) {
-    auto item_at = [&](int64_t cost) { return std::lower_bound(starts.begin(), starts.end() - 1, cost) - starts.begin(); };
+    auto item_at = [&](int64_t cost) {
+      return std::lower_bound(starts.begin(), starts.end() - 1, cost) - starts.begin();
+    };
     const int64_t first = item_at(begin), last = item_at(end);
     if (first == last) return;
     Worker<T> worker(shape, arrays, most);

@@ -231,7 +231,8 @@ def test_every_answer_is_what_its_schema_allows(llm: LLM):
     ]
     prompt = llm.render_chat([{"role": "user", "content": "Give me some JSON."}])
     params = [
-        SamplingParams(temperature=1, seed=number, max_tokens=500, structured_outputs=each)
+        # The penalty keeps the demo model from repeating a digit for ever.
+        SamplingParams(temperature=1, frequency_penalty=0.2, seed=number, max_tokens=500, structured_outputs=each)
         for number, each in enumerate(wanted)
     ]
     answers = [output.outputs[0] for output in llm.generate([prompt] * len(params), params)]
@@ -247,7 +248,7 @@ def test_every_answer_is_what_its_schema_allows(llm: LLM):
         except ValueError as error:
             problems = [str(error)]
         assert not problems, (schema, answer.text)
-    assert finished >= 0.9 * len(schemas), [  # the demo model may go on and on in a number or a string
+    assert finished >= 0.95 * len(schemas), [
         (schema, answer.text)
         for schema, answer in zip(schemas, answers, strict=True)
         if answer.finish_reason == "length"
