@@ -1,6 +1,5 @@
 """Arrays on a mesh from memory-mapped files: each device's part is filled by many threads and placed directly."""
 
-import itertools
 import logging
 import math
 import mmap
@@ -35,6 +34,9 @@ class Plan(NamedTuple):
     sources: Sources
 
 
+_Copy = tuple[str, np.ndarray, np.ndarray]  # a tensor's name, rows of memory, and rows of that tensor to fill it with
+
+
 class _Shard(NamedTuple):
     plan: int
     devices: list[jax.Device]
@@ -48,49 +50,86 @@ def place(plans: list[Plan], on_bytes: Callable[[int, int], None] = lambda done,
 
     A tensor that holds NaN is warned of by name. `on_bytes` is told how many bytes of how many are in place.
     """
-    shards = [_shards(plan) for plan in plans]
-    sizes = [[_shard_bytes(plan, index) for index in parts] for plan, parts in zip(plans, shards, strict=True)]
-    total = sum(itertools.chain(*sizes))
-    if _on_host(plans):  # where they stay: nothing has to leave before the next ones come
-        room, source = total, _Memory(_HOST_CHUNK_BYTES, shared_below=_HOST_CHUNK_BYTES)
-    else:
-        room, source = max(itertools.chain(*sizes), default=0), _Memory(_CHUNK_BYTES, shared_below=_HUGE_PAGE_BYTES)
+    filler = _Filler(on_bytes, sum(_bytes(plan, index) for plan in plans for index in _parts(plan)))
+    # More threads than cores keep a disk busy that has to be waited for.
+    with ThreadPoolExecutor(max(4, os.cpu_count() or 1)) as filler.pool:
+        arrays = (_kept if _on_host(plans) else _sent)(plans, filler)
+    for name in filler.with_nan:
+        logger.warning("tensor %r holds NaN, so that the model's output may be of no use; download it again", name)
+    return arrays
+
+
+class _Filler:
+    """Threads that fill memory from the sources, and what has come of it."""
+
+    pool: ThreadPoolExecutor
+
+    def __init__(self, on_bytes: Callable[[int, int], None], total: int):
+        self.with_nan: dict[str, None] = {}
+        self._on_bytes, self._done, self._total = on_bytes, 0, total
+        on_bytes(0, total)
+
+    def begin(self, plan: Plan, parts: dict[tuple[slice, ...], np.ndarray]) -> list[Future]:
+        """Fill the memory of some parts of a plan, in tasks that end after a few megabytes."""
+        copies = (copy for index, memory in parts.items() for copy in overlaps(plan.sources, plan.shape, index, memory))
+        return [self.pool.submit(_copy, task) for task in _tasks(copies)]
+
+    def end(self, tasks: list[Future], size: int) -> None:
+        """Wait until what was begun is filled."""
+        for task in tasks:
+            self.with_nan.update(dict.fromkeys(task.result()))
+        self._done += size
+        self._on_bytes(self._done, self._total)
+
+
+def _kept(plans: list[Plan], filler: _Filler) -> list[jax.Array]:
+    """The arrays where they were filled: on the host nothing has to leave before the next comes."""
+    source = _Memory(_HOST_CHUNK_BYTES, shared_below=_HOST_CHUNK_BYTES)
+    memory = [{index: source.take(_shape(plan, index), plan.dtype) for index in _parts(plan)} for plan in plans]
+    filling = [filler.begin(plan, parts) for plan, parts in zip(plans, memory, strict=True)]
+    for parts, tasks in zip(memory, filling, strict=True):
+        filler.end(tasks, sum(part.nbytes for part in parts.values()))
+
+    def array(plan: Plan, parts: dict[tuple[slice, ...], np.ndarray]) -> jax.Array:
+        return jax.make_array_from_callback(
+            plan.shape, plan.sharding, lambda index: parts[index or ()], dtype=plan.dtype
+        )
+
+    # Not before all are filled: at each, JAX would wait for the lock that the threads pass round.
+    return [array(plan, parts) for plan, parts in zip(plans, memory, strict=True)]
+
+
+def _sent(plans: list[Plan], filler: _Filler) -> list[jax.Array]:
+    """The arrays on their devices, to which each part goes as soon as others need its memory."""
+    room = max((_bytes(plan, index) for plan in plans for index in _parts(plan)), default=0)
+    source = _Memory(_CHUNK_BYTES, shared_below=_HUGE_PAGE_BYTES)
     placed: list[list[jax.Array]] = [[] for _ in plans]
     waiting: list[_Shard] = []
-    with_nan: dict[str, None] = {}
-    done = held = 0
-    on_bytes(0, total)
+    held = 0
 
-    def finish(count: int) -> None:
+    def send(count: int) -> None:
         """Give the first that wait to their devices, all at once: for each alone that takes three times as long."""
-        nonlocal done, held
+        nonlocal held
         first = waiting[:count]
         del waiting[:count]
         for shard in first:
-            for task in shard.tasks:
-                with_nan.update(dict.fromkeys(task.result()))
-            done += shard.memory.nbytes
-            on_bytes(done, total)
+            filler.end(shard.tasks, shard.memory.nbytes)
+            held -= shard.memory.nbytes
         pairs = [(shard, device) for shard in first for device in shard.devices]
         arrays = jax.device_put([shard.memory for shard, _ in pairs], [device for _, device in pairs])
         for (shard, _), array in zip(pairs, jax.block_until_ready(arrays), strict=True):
             placed[shard.plan].append(array)
-        held -= sum(shard.memory.nbytes for shard in first)
 
-    # More threads than cores keep a disk busy that has to be waited for.
-    with ThreadPoolExecutor(max(4, os.cpu_count() or 1)) as pool:
-        for number, plan in enumerate(plans):
-            for (index, devices), size in zip(shards[number].items(), sizes[number], strict=True):
-                while waiting and held + size > room:
-                    finish(-(-len(waiting) // 2))
-                memory = source.take(_shard_shape(plan, index), plan.dtype)
-                held += size
-                copies = overlaps(plan.sources, plan.shape, index, memory)
-                waiting.append(_Shard(number, devices, memory, [pool.submit(_copy, *task) for task in _tasks(copies)]))
-                del memory, copies
-        finish(len(waiting))
-    for name in with_nan:
-        logger.warning("tensor %r holds NaN, so that the model's output may be of no use; download it again", name)
+    for number, plan in enumerate(plans):
+        for index, devices in _parts(plan).items():
+            size = _bytes(plan, index)
+            while waiting and held + size > room:
+                send(-(-len(waiting) // 2))
+            held += size
+            memory = source.take(_shape(plan, index), plan.dtype)
+            waiting.append(_Shard(number, devices, memory, filler.begin(plan, {index: memory})))
+            del memory
+    send(len(waiting))
     return [
         jax.make_array_from_single_device_arrays(plan.shape, plan.sharding, arrays)
         for plan, arrays in zip(plans, placed, strict=True)
@@ -115,7 +154,7 @@ def _on_host(plans: list[Plan]) -> bool:
     return all(device.platform == "cpu" for device in devices)
 
 
-def _shards(plan: Plan) -> dict[tuple[slice, ...], list[jax.Device]]:
+def _parts(plan: Plan) -> dict[tuple[slice, ...], list[jax.Device]]:
     """The parts that this process's devices hold, each with those that hold it."""
     parts: dict[tuple[slice, ...], list[jax.Device]] = {}
     for device, index in plan.sharding.addressable_devices_indices_map(plan.shape).items():
@@ -123,12 +162,12 @@ def _shards(plan: Plan) -> dict[tuple[slice, ...], list[jax.Device]]:
     return parts
 
 
-def _shard_shape(plan: Plan, index: tuple[slice, ...]) -> tuple[int, ...]:
+def _shape(plan: Plan, index: tuple[slice, ...]) -> tuple[int, ...]:
     return tuple(len(range(size)[part]) for size, part in zip(plan.shape, index, strict=True))
 
 
-def _shard_bytes(plan: Plan, index: tuple[slice, ...]) -> int:
-    return math.prod(_shard_shape(plan, index)) * plan.dtype.itemsize
+def _bytes(plan: Plan, index: tuple[slice, ...]) -> int:
+    return math.prod(_shape(plan, index)) * plan.dtype.itemsize
 
 
 class _Memory:
@@ -161,12 +200,19 @@ def _huge_pages(size: int) -> np.ndarray:
     return memory[start : start + size]
 
 
-def _tasks(
-    copies: Iterable[tuple[Source, np.ndarray, np.ndarray]],
-) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+def _tasks(copies: Iterable[tuple[Source, np.ndarray, np.ndarray]]) -> Iterator[list[_Copy]]:
+    """The copies in lists of some megabytes, so that threads share them evenly and seldom wait for each other."""
+    task: list[_Copy] = []
+    size = 0
     for source, target, rows in copies:
         for part in _cut(target, _TASK_BYTES):
-            yield source.name, target[part], rows[part]
+            task.append((source.name, target[part], rows[part]))
+            size += target[part].nbytes
+            if size >= _TASK_BYTES // 2:
+                yield task
+                task, size = [], 0
+    if task:
+        yield task
 
 
 def _cut(array: np.ndarray, most_bytes: int) -> Iterator[slice]:
@@ -175,13 +221,15 @@ def _cut(array: np.ndarray, most_bytes: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, len(array), step))
 
 
-def _copy(name: str, target: np.ndarray, source: np.ndarray) -> list[str]:
-    """Copy; the name comes back if there was NaN."""
-    found = False
-    for part in _cut(target, _CACHED_BYTES):
-        copy(target[part], source[part])
-        found = found or _has_nan(target[part])
-    return [name] if found else []
+def _copy(task: list[_Copy]) -> list[str]:
+    """Copy; the names come back of tensors in which there was NaN."""
+    with_nan = []
+    for name, target, source in task:
+        for part in _cut(target, _CACHED_BYTES):
+            copy(target[part], source[part])
+            if _has_nan(target[part]):
+                with_nan.append(name)
+    return with_nan
 
 
 def _has_nan(values: np.ndarray) -> bool:

@@ -13,6 +13,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import save_file
 
+from jaxserve.checkpoint import placement
 from jaxserve.checkpoint.fusing import Source
 from jaxserve.checkpoint.placement import Plan, place
 from jaxserve.checkpoint.safetensors_files import map_file
@@ -46,6 +47,21 @@ def test_loading_takes_little_memory_beyond_the_arrays(devices: int, tmp_path: P
     assert sorted(float(array[-1, -1]) for array in arrays) == list(range(16))
     assert sum(array.nbytes for array in arrays) == 96 * MIB
     assert memory.peak_bytes < (96 + 6 / devices + 8) * MIB
+
+
+def test_parts_that_leave_the_host_make_the_arrays_that_stay_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = [np.random.default_rng(seed).normal(size=(8 * rows, 24)) for seed, rows in enumerate((1, 3, 700, 2, 90))]
+    plans = [
+        Plan(rows.shape, np.dtype(np.float32), sharding(4, *axes), [Source("rows", rows.astype(np.float32), len(rows))])
+        for rows in tables
+        for axes in ((TENSOR, None), (None, TENSOR), (None, None))
+    ]
+    kept = place(plans)
+    monkeypatch.setattr(placement, "_on_host", lambda plans: False)
+    for plan, stayed, left in zip(plans, kept, place(plans), strict=True):
+        assert stayed.sharding == left.sharding == plan.sharding
+        np.testing.assert_array_equal(stayed, plan.sources[0].rows)
+        np.testing.assert_array_equal(left, plan.sources[0].rows)
 
 
 def test_what_is_placed_on_a_cpu_is_not_copied_again() -> None:

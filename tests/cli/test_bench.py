@@ -172,7 +172,10 @@ def test_contexts_are_measured_alone_and_beside_short_requests(tmp_path: Path, c
     for row in report["alone"]:
         positions = sum(row["prompt_tokens"] + step for step in (1, 2, 3)) / 3
         assert row["decode"]["kv_bytes_per_step"] == pytest.approx(kv * positions)
-    assert report["beside"]["short_waits_seconds"]["p99"] > 0
+    beside = report["beside"]
+    assert beside["waits_seconds"]["p99"] > 0
+    assert beside["waits_alone_seconds"]["p99"] > 0
+    assert beside["short_tokens"] > 0
     assert report["temporary_bytes"] > 0
     printed = capsys.readouterr().out
     assert "of memory" in printed

@@ -39,7 +39,7 @@ FORMS: list[tuple[dict[str, Any], str]] = [
     ({"structured_outputs": {"json": json.dumps(CAPITAL), "disable_any_whitespace": True}}, "compact"),
     ({"structured_outputs": {"json": CAPITAL, "whitespace_pattern": "\n\n"}}, "schema"),
     ({"structured_outputs": {"json_object": True}}, "object"),
-    ({"structured_outputs": {"regex": "[A-C]{3}-[0-9]+"}}, "[A-C]{3}-[0-9]+"),
+    ({"structured_outputs": {"regex": "[A-C]{3}-[0-9]{2,4}"}}, "[A-C]{3}-[0-9]{2,4}"),
     ({"structured_outputs": {"choice": ["one", "two"]}}, "one|two"),
     ({"structured_outputs": {"grammar": 'start: "x" NUMBER\nNUMBER: /[0-9]{2}/'}}, "x[0-9]{2}"),
     ({"guided_json": CAPITAL, "guided_decoding_backend": "guidance"}, "schema"),

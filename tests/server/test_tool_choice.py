@@ -118,7 +118,8 @@ def test_strict_arguments_follow_a_schema_that_the_model_would_not(client: httpx
 @pytest.mark.parametrize("mode", ["auto", "required"])
 def test_only_allowed_tools_are_called(client: httpx.Client, mode: str) -> None:
     choice = {"type": "allowed_tools", "allowed_tools": ALLOWED | {"mode": mode}}
-    names = called(both(client, messages=[WEATHER_ASKED], tool_choice=choice, parallel_tool_calls=False))
+    asked = {"messages": [WEATHER_ASKED], "tools": BOUNDED}
+    names = called(both(client, tool_choice=choice, parallel_tool_calls=False, **asked))
     assert names in ([["find_news"]] if mode == "required" else [[], ["find_news"]])
 
 

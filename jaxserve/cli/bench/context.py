@@ -1,12 +1,13 @@
 """`jaxserve bench context`: what long contexts cost, alone and for those beside them."""
 
 import argparse
+import collections
 import contextlib
 import dataclasses
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from jaxserve.llm import LLM
 
 _LENGTHS = (1024, 8192, 32768, 131_072)
-_UNDISTURBED = 30  # decode steps that show how long the short requests wait for a token by themselves
+_SETTLED = 30  # tokens of the short requests after which the engine knows how long its steps take
 _SHORT_PROMPT = 16
 
 
@@ -29,8 +30,8 @@ def parser() -> Parser:
         "bench context",
         "Run one request of each prompt length alone, then the longest beside short ones that are decoding, and print\n"
         "the time of its prompt, the time per token after it with the share of the memory's bandwidth, and how long\n"
-        "the short ones waited for a token. Without --model it is the demo model, told that it has as many positions\n"
-        "as it takes: what it writes there is of no use, what it costs is.",
+        "the short ones waited for a token, and for the same tokens alone. Without --model it is the demo model, told\n"
+        "that it has as many positions as it takes: what it writes there is of no use, what it costs is.",
         examples=(
             "jaxserve bench context",
             "jaxserve bench context --length 1024 --length 8192 --output-len 16",
@@ -140,51 +141,72 @@ def _alone(llm: "LLM", length: int, output_len: int, memory_bytes_per_second: fl
     return {"prompt_tokens": length, "prefill_seconds": seconds, "decode": decode}
 
 
-def _beside(llm: "LLM", length: int, count: int) -> dict[str, Any]:
-    """How long `count` short requests wait between two tokens before, while and after a prompt of `length` is computed.
+class _Streams:
+    """Short requests that decode side by side, and how long each waited for what it was given."""
 
-    They grow meanwhile, so that a token costs more in the end.
+    def __init__(self, llm: "LLM", count: int, max_tokens: int):
+        from jaxserve.sampling_params import SamplingParams
+
+        self._engine = llm.engine
+        self.waits: list[float] = []
+        self._seen: dict[str, float] = {}
+        self._tokens: collections.Counter[str] = collections.Counter()
+        params = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True, detokenize=False)
+        self._ids = [f"short {number}" for number in range(count)]
+        for number, request_id in enumerate(self._ids):
+            prompt = {"prompt_token_ids": _prompt(llm, _SHORT_PROMPT, seed=number)}
+            self._engine.add(self._engine.inputs.check(prompt, params), params, request_id=request_id)
+
+    def run(self, until: Callable[[set[str]], bool]) -> int:
+        """Step until that holds of the requests that were given tokens; how many tokens every short one has then."""
+        self.waits, given = [], set[str]()
+        while not until(given):
+            deltas = self._engine.step()
+            now = time.perf_counter()
+            given = {delta.request_id for delta in deltas}
+            self.waits += [now - self._seen[request_id] for request_id in given & self._seen.keys()]
+            self._seen |= dict.fromkeys(given.intersection(self._ids), now)
+            self._tokens.update({delta.request_id: len(delta.outputs[0].token_ids) for delta in deltas})
+        return self.tokens
+
+    @property
+    def tokens(self) -> int:
+        return min(self._tokens[request_id] for request_id in self._ids)
+
+    def abort(self) -> None:
+        for request_id in self._ids:
+            self._engine.abort(request_id)
+
+
+def _beside(llm: "LLM", length: int, count: int) -> dict[str, Any]:
+    """How long `count` short requests wait between two tokens while a prompt of `length` is computed, and how long for
+    the same tokens while none is: every token costs more than the one before it.
     """
     from jaxserve.cli.bench.measurement import summary
     from jaxserve.sampling_params import SamplingParams
 
     engine = llm.engine
     limit = min(engine.config.max_model_len - _SHORT_PROMPT, length)
-    short = SamplingParams(temperature=0, max_tokens=limit, ignore_eos=True, detokenize=False)
-    for number in range(count):
-        prompt = {"prompt_token_ids": _prompt(llm, _SHORT_PROMPT, seed=number)}
-        engine.add(engine.inputs.check(prompt, short), short, request_id=f"short {number}")
-    seen: dict[str, float] = {}
-    while len(seen) < count:
-        seen |= {delta.request_id: time.perf_counter() for delta in engine.step()}
-
-    def step() -> tuple[list[float], bool]:
-        """What short requests have waited whose tokens came with this step, and whether the long one's came."""
-        given = [delta.request_id for delta in engine.step()]
-        now = time.perf_counter()
-        waited = [now - seen[request_id] for request_id in given if request_id in seen]
-        seen.update((request_id, now) for request_id in given if request_id in seen)
-        return waited, "long" in given
-
-    steps = min(_UNDISTURBED, limit // (6 * engine.config.max_decode_steps))  # the short ones must not end by then
-    before = [wait for _ in range(steps) for wait in step()[0]]
-    long, one = {"prompt_token_ids": _prompt(llm, length, seed=-1 % 2**32)}, dataclasses.replace(short, max_tokens=1)
-    engine.add(engine.inputs.check(long, one), one, request_id="long")
-    start, waits, done = time.perf_counter(), [], False
-    while not done:
-        waited, done = step()
-        waits += waited
+    settled = min(_SETTLED, limit // 6)
+    beside = _Streams(llm, count, limit)
+    begun = beside.run(lambda given: beside.tokens >= settled)
+    prompt, one = _prompt(llm, length, seed=2**32 - 1), SamplingParams(temperature=0, max_tokens=1, detokenize=False)
+    start = time.perf_counter()
+    engine.add(engine.inputs.check({"prompt_token_ids": prompt}, one), one, request_id="long")
+    ended = beside.run(lambda given: "long" in given)
     seconds = time.perf_counter() - start
-    after = [wait for _ in range(1 + steps) for wait in step()[0]][count:]  # the first still waited for the prompt
-    for number in range(count):
-        engine.abort(f"short {number}")
+    beside.abort()
+    alone = _Streams(llm, count, limit)
+    alone.run(lambda given: alone.tokens >= begun)
+    alone.run(lambda given: alone.tokens >= ended)
+    alone.abort()
     return {
         "prompt_tokens": length,
         "short_requests": count,
+        "short_tokens": ended - begun,
         "prefill_seconds": seconds,
-        "short_waits_seconds": summary(waits),
-        "waits_before_seconds": summary(before),
-        "waits_after_seconds": summary(after),
+        "waits_seconds": summary(beside.waits),
+        "waits_alone_seconds": summary(alone.waits),
     }
 
 
@@ -210,12 +232,12 @@ def _print(report: dict[str, Any]) -> None:
     console = Console(highlight=False)
     console.print(table)
     beside, memory = report["beside"], report["memory"]
-    before, waits, after = (beside[f"{name}_seconds"] for name in ("waits_before", "short_waits", "waits_after"))
-    if before and waits and after:
+    if (waits := beside["waits_seconds"]) and (alone := beside["waits_alone_seconds"]):
         console.print(
             f"  Beside {beside['short_requests']} short requests the prompt of {beside['prompt_tokens']} tokens took "
             f"{beside['prefill_seconds']:.2f} s.\n"
-            f"  They waited {_waits(waits)} for a token meanwhile, {_waits(before)} before and {_waits(after)} after.",
+            f"  They waited {_waits(waits)} for each of {beside['short_tokens']} tokens meanwhile, and {_waits(alone)} "
+            f"for the same tokens alone.",
             soft_wrap=True,
         )
     if report["temporary_bytes"] is not None:
