@@ -81,15 +81,15 @@ def load_weights(
     Without a `dtype`, every parameter keeps its tensors' own. Raises `InputError` that names the file or the tensor
     with its expected and found shapes. `on_bytes` is told how many bytes of how many are in place.
     """
-    graph, state = abstract_model(config, dtype or jnp.dtype(jnp.float32))
-    stored = nnx.to_flat_state(state)
-    if (on_mesh := config.over_tensor_axis(mesh.shape[TENSOR])) != config:
-        graph, state = abstract_model(on_mesh, dtype or jnp.dtype(jnp.float32))
-    targets = dict(nnx.to_flat_state(state))
+    on_mesh = config.over_tensor_axis(mesh.shape[TENSOR])
+    graph, state = _abstract_model(on_mesh, dtype or jnp.dtype(jnp.float32))  # nothing here changes it
+    targets = stored = dict(nnx.to_flat_state(state))
+    if on_mesh != config:
+        stored = dict(nnx.to_flat_state(_abstract_model(config, dtype or jnp.dtype(jnp.float32))[1]))
     shardings = dict(nnx.to_flat_state(parameter_shardings(mesh, state)))
     files = SafetensorsDirectory(directory)
     used, plans = set(), []
-    for path, variable in stored:
+    for path, variable in stored.items():
         target, names = targets[path], _hf_names(model_class(config), path)
         sources, kinds, own = _sources(files, names, variable, target)
         used.update(own)
@@ -106,7 +106,7 @@ def load_weights(
         )
     arrays = place(plans, on_bytes)
     return graph, nnx.from_flat_state(
-        [(path, targets[path].replace(array)) for (path, _), array in zip(stored, arrays, strict=True)]
+        [(path, targets[path].replace(array)) for path, array in zip(stored, arrays, strict=True)]
     )
 
 

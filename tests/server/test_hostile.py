@@ -12,6 +12,12 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from jaxserve.server.protocol.base import RequestType
+from jaxserve.server.protocol.chat import ChatCompletionRequest
+from jaxserve.server.protocol.completions import CompletionRequest
+from jaxserve.server.protocol.embeddings import EmbeddingRequest, ScoreRequest
+from jaxserve.server.protocol.messages import MessagesRequest
+from jaxserve.server.protocol.responses import ResponsesRequest
 from tests.server.cases import error, events
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -100,6 +106,29 @@ BODIES |= {
     f"parameters {name}": (CHAT, json.dumps({"messages": HELLO, "tools": [tool(parameters)]}))
     for name, parameters in PARAMETERS.items()
 } | {"a function's name of two lines": (CHAT, json.dumps({"messages": HELLO, "tools": [tool({}, "a\nb")]}))}
+
+
+REQUESTS: dict[type[RequestType], tuple[str, dict[str, Any]]] = {
+    CompletionRequest: (COMPLETIONS, {"prompt": "x"}),
+    ChatCompletionRequest: (CHAT, {"messages": HELLO}),
+    ResponsesRequest: ("/v1/responses", {"input": "x"}),
+    MessagesRequest: ("/v1/messages", {"messages": HELLO, "max_tokens": 1}),
+    EmbeddingRequest: ("/v1/embeddings", {"input": "x"}),
+    ScoreRequest: ("/score", {"text_1": "x", "text_2": "y"}),
+}
+
+
+@pytest.mark.parametrize("kind", REQUESTS)
+@pytest.mark.parametrize("value", [10**30, -(10**30), 2**63, -(2**63) - 1])
+def test_no_number_is_too_large_for_a_sentence(client: httpx.Client, kind: type[RequestType], value: int) -> None:
+    path, body = REQUESTS[kind]
+    numbers = [
+        name for name, field in kind.model_fields.items() if re.search(r"\b(int|float)\b", str(field.annotation))
+    ]
+    assert "priority" in numbers or kind is MessagesRequest
+    for name in numbers:
+        response = client.post(path, json=body | {name: value})
+        assert response.status_code in (200, 400), (name, response.text)
 
 
 @pytest.mark.parametrize("name", BODIES)

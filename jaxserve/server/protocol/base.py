@@ -80,12 +80,15 @@ class StreamOptions(RequestType):
         return self
 
 
+Priority = Annotated[int, Field(ge=-(2**31), lt=2**31)]  # which messages to the engine's process have room for
+
+
 class SamplingFields(RequestType):
     """The fields of every API of OpenAI's that generates. None leaves it to the model's recommendation or a default."""
 
     model: str | None = None
     user: str | None = None  # goes to the debug log
-    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
+    priority: Priority = 0
     stream: bool | None = None
 
     # Named as in SamplingParams, which checks their values.

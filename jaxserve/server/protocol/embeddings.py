@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
-from jaxserve.server.protocol.base import RequestType, ResponseType
+from jaxserve.server.protocol.base import Priority, RequestType, ResponseType
 from jaxserve.server.protocol.prompts import Prompts
 
 
@@ -15,7 +15,7 @@ class EmbeddingRequest(RequestType):
 
     model: str | None = None
     user: str | None = None  # goes to the debug log
-    priority: int = 0
+    priority: Priority = 0
     input: Prompts
     encoding_format: Literal["float", "base64"] | None = None
     pooling: Literal["mean", "last"] | None = None
@@ -52,7 +52,7 @@ class ScoreRequest(RequestType):
 
     model: str | None = None
     user: str | None = None
-    priority: int = 0
+    priority: Priority = 0
     text_1: Texts
     text_2: Texts
 
