@@ -11,7 +11,7 @@ from pallas_kernels.native import library
 
 AUTO = "auto"  # the quickest that the device has and the shape allows
 MOSAIC_GPU = "mosaic_gpu"  # Pallas' Mosaic GPU, for Hopper
-NATIVE = "native"  # C++, for CPUs with AVX2 or AVX512-BF16
+NATIVE = "native"  # C++, for CPUs with AVX2, AVX512-BF16 or AMX-BF16
 XLA = "xla"  # plain XLA, for any device
 IMPLEMENTATIONS = (AUTO, MOSAIC_GPU, NATIVE, XLA)
 

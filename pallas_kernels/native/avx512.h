@@ -106,6 +106,23 @@ inline void transpose(const __m512i (&rows)[16], __m512i (&columns)[16]) {
   }
 }
 
+// Rows of bf16 as lanes: `[(count + 1) / 2, lanes]` pairs of a row's neighbours, zeros in lanes whose row is null.
+template <typename RowAt>
+void pack_lanes(const RowAt& row_at, int64_t lanes, int64_t count, uint32_t* packed) {
+  for (int64_t first = 0; first < lanes; first += 16)
+    for (int64_t k = 0; k < count; k += 32) {
+      const __mmask32 mask = count - k < 32 ? (1u << (count - k)) - 1 : ~0u;
+      __m512i rows[16], columns[16];
+      for (int i = 0; i < 16; ++i) {
+        const bf16* const row = row_at(first + i);
+        rows[i] = row ? (__m512i)load(row + k, mask) : __m512i{};
+      }
+      transpose(rows, columns);
+      for (int i = 0; i < 16 && k / 2 + i < (count + 1) / 2; ++i)
+        _mm512_storeu_si512(packed + (k / 2 + i) * lanes + first, columns[i]);
+    }
+}
+
 // e to the power of x within 2 units in the last place: 2^n * e^r with |r| <= ln(2) / 2, by its Taylor series.
 inline __m512 exponential(__m512 x) {
   x = _mm512_max_ps(x, _mm512_set1_ps(-104.0f));

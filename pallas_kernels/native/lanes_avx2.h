@@ -73,9 +73,11 @@ void convert(const bf16* from, int64_t count, float* to) {
   for (int64_t i = 0; i < count; ++i) to[i] = as_float(from[i]);
 }
 
+bool are_few(int64_t rows, int64_t) { return rows <= kDotRows; }
+
 void many_rows(xla::ffi::ThreadPool& pool, const bf16* x, int64_t rows, const bf16* w, int64_t in, int64_t out,
                float* y) {
-  static thread_local std::vector<float> kept;  // fresh memory would cost a page fault every 4 KiB
+  static thread_local Scratch<float> kept;  // fresh memory would cost a page fault every 4 KiB
   const int64_t panels = (rows + kPanel - 1) / kPanel;
   if (static_cast<int64_t>(kept.size()) < panels * kPanel * in) kept.resize(panels * kPanel * in);
   float* const packed = kept.data();
@@ -86,7 +88,7 @@ void many_rows(xla::ffi::ThreadPool& pool, const bf16* x, int64_t rows, const bf
       pack(x + panel * kPanel * in, rows_of(panel), lanes_of(panel), in, packed + panel * kPanel * in);
   });
   parallel_for(pool, (out + kOuts - 1) / kOuts, 1, [&](int64_t begin, int64_t end) {
-    static thread_local std::vector<float> weights(kOuts * kDepth);
+    static thread_local Scratch<float> weights(kOuts * kDepth);
     for (int64_t block = begin; block < end; ++block) {
       const int64_t o = block * kOuts, outs = std::min(kOuts, out - o);
       for (int64_t k = 0; k < in; k += kDepth) {

@@ -1,9 +1,13 @@
-// Products of many rows with AVX512-BF16: a vector's lanes are rows, pairs of a weight's elements are broadcast to them.
+// Products of many rows with AVX512-BF16: a vector's lanes are rows, pairs of a weight's elements are broadcast to
+// them. Where there are AMX's tiles, those take what makes whole ones: 16 rows of the weight, as they lie, times 16
+// lanes.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "parallel.h"
+#include "tiles_amx.h"
 #include "vectors.h"
 
 namespace native {
@@ -46,35 +50,78 @@ inline void lane_tile(const uint32_t* packed, int64_t rows, const bf16* w, int64
     for (int o = 0; o < OUTS; ++o) y[r * out + o] = found[o][r];
 }
 
+// Whether products over `in` numbers are those of whole tiles.
+bool takes_tiles(int64_t in) { return in % kTileDepth == 0 && tiles_are_allowed(); }
+
+#ifdef __AMX_BF16__
+// 16 * VECTORS rows of x, packed, times 16 * OUT_TILES rows of w.
+template <int VECTORS, int OUT_TILES, bool AHEAD>
+inline void tile_of_outs(const uint32_t* packed, int64_t rows, const bf16* w, int64_t in, float* y, int64_t out) {
+  constexpr int64_t kRows = 16 * VECTORS, kOuts = 16 * OUT_TILES;
+  const bf16* const next = w + kOuts * in;
+  alignas(64) float found[kOuts][kRows];
+  tile_product<OUT_TILES, VECTORS, false>(w, in, packed, kRows, in, found[0], kRows, [&](int64_t k) {
+    const int64_t then = k + kTileDepth;
+#pragma GCC unroll 32
+    for (int64_t o = 0; o < kOuts; ++o) {
+      if constexpr (AHEAD) _mm_prefetch(next + k * kOuts + o * kTileDepth, _MM_HINT_T1);
+      _mm_prefetch(w + o * in + then, _MM_HINT_T0);
+    }
+#pragma GCC unroll 32
+    for (int64_t line = 0; line < kRows; ++line) _mm_prefetch(packed + then / 2 * kRows + line * 16, _MM_HINT_T0);
+  });
+  for (int v = 0; v < VECTORS; ++v)
+    for (int64_t o = 0; o < kOuts; o += 16) {
+      __m512i outs[16], lanes[16];
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) outs[i] = _mm512_load_si512(&found[o + i][16 * v]);
+      transpose(outs, lanes);
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i)
+        if (16 * v + i < rows) _mm512_storeu_si512(y + (16 * v + i) * out + o, lanes[i]);
+    }
+}
+
+// 16 * VECTORS rows of x, packed, times those rows of w that make whole tiles: how many they are.
 template <int VECTORS, bool AHEAD>
-void lane_block(const uint32_t* packed, int64_t rows, const bf16* w, int64_t in, float* y, int64_t out, int64_t outs) {
+int64_t tile_block(const uint32_t* packed, int64_t rows, const bf16* w, int64_t in, float* y, int64_t out,
+                   int64_t outs) {
   int64_t o = 0;
+  for (; o + 32 <= outs; o += 32) tile_of_outs<VECTORS, 2, AHEAD>(packed, rows, w + o * in, in, y + o, out);
+  if (o + 16 <= outs) tile_of_outs<VECTORS, 1, AHEAD>(packed, rows, w + o * in, in, y + o, out), o += 16;
+  return o;
+}
+#else
+template <int VECTORS, bool AHEAD>
+int64_t tile_block(const uint32_t*, int64_t, const bf16*, int64_t, float*, int64_t, int64_t) {
+  return 0;
+}
+#endif
+
+template <int VECTORS, bool AHEAD>
+void lane_block(const uint32_t* packed, int64_t rows, const bf16* w, int64_t in, float* y, int64_t out, int64_t outs,
+                bool tiles) {
+  int64_t o = tiles ? tile_block<VECTORS, AHEAD>(packed, rows, w, in, y, out, outs) : 0;
   for (; o + 8 <= outs; o += 8) lane_tile<VECTORS, 8, AHEAD>(packed, rows, w + o * in, in, y + o, out);
   for (; o < outs; ++o) lane_tile<VECTORS, 1, false>(packed, rows, w + o * in, in, y + o, out);
 }
 
-// Rows of x as lanes: `[(in + 1) / 2, lanes]` pairs of neighbours in a row, zeros in what is over.
-void pack(const bf16* x, int64_t rows, int64_t lanes, int64_t in, uint32_t* packed) {
-  for (int64_t r = 0; r < lanes; r += 16)
-    for (int64_t k = 0; k < in; k += 32) {
-      const __mmask32 mask = in - k < 32 ? (1u << (in - k)) - 1 : ~0u;
-      __m512i from[16], to[16];
-      for (int i = 0; i < 16; ++i) from[i] = r + i < rows ? (__m512i)load(x + (r + i) * in + k, mask) : __m512i{};
-      transpose(from, to);
-      for (int i = 0; i < 16 && k / 2 + i < (in + 1) / 2; ++i)
-        _mm512_storeu_si512(packed + (k / 2 + i) * lanes + r, to[i]);
-    }
-}
+constexpr int64_t kTileChunk = 512 * 1024;  // bytes of weight that stay in the second cache for all rows
 
 struct Panel {
   int64_t first, rows, lanes, offset;  // offset: where its packed rows begin
 };
 
-void many_rows(xla::ffi::ThreadPool& pool, const bf16* x, int64_t rows, const bf16* w, int64_t in, int64_t out, float* y) {
-  static thread_local std::vector<uint32_t> packed;  // kept: fresh memory would cost a page fault every 4 KiB
+// Whether so many rows are a matter of dot products: of a weight that is read at the memory's speed.
+bool are_few(int64_t rows, int64_t in) { return rows <= (takes_tiles(in) ? kDotRows / 2 : kDotRows); }
+
+void many_rows(xla::ffi::ThreadPool& pool, const bf16* x, int64_t rows, const bf16* w, int64_t in, int64_t out,
+               float* y) {
+  static thread_local Scratch<uint32_t> packed;  // kept: fresh memory would cost a page fault every 4 KiB
   std::vector<Panel> panels;
   int64_t size = 0;
-  const int64_t alone = rows % 16 <= kDotRows ? rows % 16 : 0;  // not worth a vector's lanes: dot products
+  const bool in_tiles = takes_tiles(in);
+  const int64_t alone = !in_tiles && rows % 16 <= kDotRows ? rows % 16 : 0;  // not worth a vector's lanes: dot products
   for (int64_t r = 0; r < rows - alone; r += 32) {
     const int64_t here = std::min<int64_t>(32, rows - alone - r), lanes = here > 16 ? 32 : 16;
     panels.push_back({r, here, lanes, size});
@@ -82,18 +129,23 @@ void many_rows(xla::ffi::ThreadPool& pool, const bf16* x, int64_t rows, const bf
   }
   if (static_cast<int64_t>(packed.size()) < size) packed.resize(size);
   uint32_t* const lanes_of_x = packed.data();
-  for (const Panel& panel : panels)
-    pack(x + panel.first * in, panel.rows, panel.lanes, in, lanes_of_x + panel.offset);
+  parallel_for(pool, panels.size(), 4, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      pack_lanes([&](int64_t lane) { return lane < panels[i].rows ? x + (panels[i].first + lane) * in : nullptr; },
+                 panels[i].lanes, in, lanes_of_x + panels[i].offset);
+  });
   const int64_t blocks = (out + kBlock - 1) / kBlock, block_bytes = kBlock * in * sizeof(bf16);
-  const int64_t together = std::max<int64_t>(1, kChunk / block_bytes);
-  parallel_for(pool, blocks, together, [&](int64_t begin, int64_t end) {
+  const int64_t together = std::max<int64_t>(in_tiles ? 2 : 1, (in_tiles ? kTileChunk : kChunk) / block_bytes);
+  parallel_for(pool, blocks, std::max<int64_t>(1, kChunk / block_bytes), [&](int64_t begin, int64_t end) {
+    std::optional<Tiles> tiles;
+    if (in_tiles) tiles.emplace();
     for (int64_t block = begin; block < end; block += together) {
       const int64_t o = block * kBlock, outs = std::min(std::min(together, end - block) * kBlock, out - o);
       bool ahead = block + together < end;
       for (const Panel& panel : panels) {
         auto run = panel.lanes == 32 ? (ahead ? lane_block<2, true> : lane_block<2, false>)
                                      : (ahead ? lane_block<1, true> : lane_block<1, false>);
-        run(lanes_of_x + panel.offset, panel.rows, w + o * in, in, y + panel.first * out + o, out, outs);
+        run(lanes_of_x + panel.offset, panel.rows, w + o * in, in, y + panel.first * out + o, out, outs, in_tiles);
         ahead = false;
       }
       const int64_t first = rows - alone;

@@ -15,6 +15,7 @@ import jaxlib
 CACHE = Path("~/.cache/jaxserve/native")
 NEEDED_CPU_FLAGS = frozenset({"avx2", "fma"})
 WIDE_CPU_FLAGS = frozenset({"avx512f", "avx512bw", "avx512_bf16"})  # what `vectors.h` takes where the CPU has it
+TILE_CPU_FLAGS = WIDE_CPU_FLAGS | {"amx_tile", "amx_bf16"}  # and `tiles_amx.h` beside it
 TARGETS = ("matmul_nk", "paged_decode_attention", "paged_prefill_attention")
 
 _HERE = Path(__file__).parent
@@ -51,7 +52,10 @@ def available() -> bool:
 
 def instructions() -> str:
     """The CPU's instructions that the kernels are compiled for."""
-    return "AVX512-BF16" if _cpu_flags() >= WIDE_CPU_FLAGS else "AVX2"
+    flags = _cpu_flags()
+    if flags >= TILE_CPU_FLAGS:
+        return "AMX-BF16"
+    return "AVX512-BF16" if flags >= WIDE_CPU_FLAGS else "AVX2"
 
 
 def serves(array: jax.Array) -> bool:

@@ -109,8 +109,9 @@ void dot_block(const Rows::Number* x, int64_t rows, const bf16* w, int64_t in, f
 namespace native {
 namespace {
 
-void few_rows(ffi::ThreadPool& pool, const bf16* given, int64_t rows, const bf16* w, int64_t in, int64_t out, float* y) {
-  static thread_local std::vector<Rows::Number> prepared;
+void few_rows(ffi::ThreadPool& pool, const bf16* given, int64_t rows, const bf16* w, int64_t in, int64_t out,
+              float* y) {
+  static thread_local Scratch<Rows::Number> prepared;
   const int64_t stride = Rows::stride(in);
   if (Rows::kPrepared) prepared.resize(rows * stride);
   const Rows::Number* const x = Rows::prepare(given, in, prepared.data());
@@ -141,7 +142,7 @@ ffi::Error matmul_nk(ffi::ThreadPool pool, ffi::BufferR2<ffi::BF16> x, ffi::Buff
   float* const to = y->typed_data();
   std::fill(to + rows * out, to + y->element_count(), 0.0f);
   if (!rows) return ffi::Error::Success();
-  const auto run = rows <= kDotRows ? few_rows : many_rows;
+  const auto run = are_few(rows, in) ? few_rows : many_rows;
   run(pool, from, rows, static_cast<const bf16*>(weight.untyped_data()), in, out, to);
   return ffi::Error::Success();
 }

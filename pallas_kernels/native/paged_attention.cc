@@ -1,14 +1,16 @@
 // Attention of each sequence's newest tokens over its own pages, in bf16 or float32.
 //
 // A thread takes one KV head of a few tokens of one sequence at a time and reads its keys and values once, page by page,
-// under a running softmax. Pages lie in memory as [pages, kv_heads, page_size, head_dim], so that a page's keys of one head are
-// one stretch; while they are multiplied, the page's values are fetched, and meanwhile the next page's keys.
+// under a running softmax. Pages lie in memory as [pages, kv_heads, page_size, head_dim], so that a page's keys of one
+// head are one stretch; while they are multiplied, the page's values are fetched, and meanwhile the next page's keys.
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <optional>
 #include <vector>
 
+#include "attention_amx.h"
 #include "parallel.h"
 #include "vectors.h"
 
@@ -19,12 +21,21 @@ namespace ffi = xla::ffi;
 
 constexpr int64_t kLeastBytes = 32 * 1024;  // of keys and values, that a thread takes at a time
 constexpr int64_t kKeyCost = 8;  // what it takes to read a key and a value, in what it takes to attend to them once
-constexpr float kMasked = -1e30f;  // finite: exp(kMasked - kMasked) is no NaN
+constexpr int64_t kTileQueries = 16;  // of one head, from which on they attend in tiles where there are some
 
 struct Shape {
   int64_t heads, kv_heads, head_dim, value_dim, page_size, pages, max_pages;
   int64_t window;         // 0: all positions
   float scale, soft_cap;  // soft_cap 0: none
+
+  // The scores that a query's products with keys make.
+  Floats score(Floats product) const {
+    const Floats x = multiply(product, broadcast(scale));
+    if (!soft_cap) return x;
+    const Floats cap = broadcast(soft_cap), one = broadcast(1), two = broadcast(2);  // tanh(x) = 1 - 2 / (e^2x + 1)
+    const Floats grown = exponential(smaller(multiply(two, divide(x, cap)), broadcast(80)));
+    return multiply(cap, subtract(one, divide(two, add(grown, one))));
+  }
 };
 
 template <typename T>
@@ -51,17 +62,22 @@ struct Worker {
   const int64_t group, width;  // width: keys of a page, with room for whole registers
   int64_t vectors = 0;
   std::vector<const Query*> q;
-  std::vector<Query> prepared;                         // what `q` points into, unless queries are used as they lie
-  std::vector<float> scores;                           // [vectors, width]
-  std::vector<Weight> weights;                         // [vectors, width]
-  std::vector<float> accumulated;                      // [vectors, value_dim]
-  std::vector<float> largest, weight, shrink;          // [vectors]
-  std::vector<int64_t> first_visible, last_visible;    // [vectors], positions, both included
+  Scratch<Query> prepared;                         // what `q` points into, unless queries are used as they lie
+  Scratch<float> scores;                           // [vectors, width]
+  Scratch<Weight> weights;                         // [vectors, width]
+  Scratch<float> accumulated;                      // [vectors, value_dim]
+  Softmax softmax;                                     // [vectors]
+  std::optional<TileAttention<T>> tiles;
 
+  // For up to `most` tokens at a time.
   Worker(const Shape& s, const Arrays<T>& a, int64_t most)
-      : shape(s), arrays(a), group(s.heads / s.kv_heads), width((s.page_size + 31) / 16 * 16), q(most * group),
-        prepared(Operand<T>::kPrepared ? q.size() * Operand<T>::stride(s.head_dim) : 0), scores(q.size() * width), weights(q.size() * width), accumulated(q.size() * s.value_dim), largest(q.size()),
-        weight(q.size()), shrink(q.size()), first_visible(q.size()), last_visible(q.size()) {}
+      : shape(s), arrays(a), group(s.heads / s.kv_heads), width((s.page_size + 31) / 16 * 16),
+        q((most * group + 15) / 16 * 16),
+        prepared(Operand<T>::kPrepared ? q.size() * Operand<T>::stride(s.head_dim) : 0),
+        scores(q.size() * width), weights(q.size() * width), accumulated(q.size() * s.value_dim), softmax(q.size()) {
+    if (most * group >= kTileQueries && TileAttention<T>::suits(s.head_dim, s.value_dim, s.page_size))
+      tiles.emplace(s.head_dim, s.value_dim, s.page_size, q.size());
+  }
 
   // Scores of `VECTORS` queries and keys [begin, end) of a page; fetches `ahead`, where as much lies.
   template <int VECTORS, bool AHEAD>
@@ -95,21 +111,15 @@ struct Worker {
   // Turns the scores of keys [begin, end), whose first is at `position`, into weights under the softmax so far.
   void weigh(int64_t vector, int64_t position, int64_t count) {
     float* const s = &scores[vector * width];
-    const int64_t first = std::max<int64_t>(first_visible[vector] - position, 0);
-    const int64_t last = std::min<int64_t>(last_visible[vector] - position, count - 1);
+    const int64_t first = std::max<int64_t>(softmax.first_visible[vector] - position, 0);
+    const int64_t last = std::min<int64_t>(softmax.last_visible[vector] - position, count - 1);
     Floats top = broadcast(kMasked);
     for (int64_t i = 0; i < count; i += kLanes) {
-      Floats x = multiply(load(s + i), broadcast(shape.scale));
-      if (shape.soft_cap) {  // tanh(x) = 1 - 2 / (e^2x + 1)
-        const Floats cap = broadcast(shape.soft_cap), one = broadcast(1), two = broadcast(2);
-        const Floats grown = exponential(smaller(multiply(two, divide(x, cap)), broadcast(80)));
-        x = multiply(cap, subtract(one, divide(two, add(grown, one))));
-      }
-      x = select(within(i, first, last), x, broadcast(kMasked));
+      const Floats x = select(within(i, first, last), shape.score(load(s + i)), broadcast(kMasked));
       store(s + i, x);
       top = larger(top, x);
     }
-    const float now_largest = std::max(largest[vector], largest_of(top));
+    const float now_largest = std::max(softmax.largest[vector], largest_of(top));
     Floats sum = broadcast(0);
     for (int64_t i = 0; i < count; i += kLanes) {
       const Floats grown = exponential(subtract(load(s + i), broadcast(now_largest)));
@@ -117,9 +127,9 @@ struct Worker {
       sum = add(sum, weights_here);
       Values<T>::store_weights(&weights[vector * width + i], weights_here);
     }
-    shrink[vector] = std::exp(largest[vector] - now_largest);
-    weight[vector] = weight[vector] * shrink[vector] + sum_of(sum);
-    largest[vector] = now_largest;
+    softmax.shrink[vector] = std::exp(softmax.largest[vector] - now_largest);
+    softmax.weight[vector] = softmax.weight[vector] * softmax.shrink[vector] + sum_of(sum);
+    softmax.largest[vector] = now_largest;
   }
 
   // Adds the weighted values of keys [begin, end) to `VECTORS` accumulators; fetches `ahead`, where as much lies.
@@ -134,7 +144,7 @@ struct Worker {
       Floats acc[VECTORS][kHere][2];
 #pragma GCC unroll 4
       for (int v = 0; v < VECTORS; ++v) {
-        const Floats by = broadcast(shrink[vector + v]);
+        const Floats by = broadcast(softmax.shrink[vector + v]);
 #pragma GCC unroll 8
         for (int i = 0; i < 2 * kHere; ++i)
           acc[v][i / 2][i % 2] = multiply(by, load(&accumulated[(vector + v) * dim + d + kLanes * i]));
@@ -202,10 +212,15 @@ struct Worker {
       const int64_t h = head * group + v % group;
       const T* const given = arrays.q + ((queries.start + v / group) * shape.heads + h) * shape.head_dim;
       q[v] = Operand<T>::prepare(given, shape.head_dim, prepared.data() + v * Operand<T>::stride(shape.head_dim));
-      last_visible[v] = queries.position + v / group;
-      first_visible[v] = shape.window ? std::max<int64_t>(0, last_visible[v] - shape.window + 1) : 0;
-      largest[v] = arrays.sinks ? arrays.sinks[h] : kMasked;
-      weight[v] = arrays.sinks ? 1 : 0;
+      softmax.last_visible[v] = queries.position + v / group;
+      softmax.first_visible[v] = shape.window ? std::max<int64_t>(0, softmax.last_visible[v] - shape.window + 1) : 0;
+      softmax.largest[v] = arrays.sinks ? arrays.sinks[h] : kMasked;
+      softmax.weight[v] = arrays.sinks ? 1 : 0;
+    }
+    const bool in_tiles = tiles && vectors >= kTileQueries;
+    if (in_tiles) {
+      tiles->take(q, vectors);
+      std::fill(softmax.last_visible.begin() + vectors, softmax.last_visible.end(), -1);  // lanes without a query
     }
     std::fill(accumulated.begin(), accumulated.end(), 0.0f);
     const int64_t oldest = this->oldest(queries), last_page = (length + size - 1) / size;
@@ -215,6 +230,11 @@ struct Worker {
       const T* const values = page(arrays.v_pages, queries.row, index, head, shape.value_dim);
       const T* const then =
           index + 1 < last_page ? page(arrays.k_pages, queries.row, index + 1, head, shape.head_dim) : next;
+      if (in_tiles) {
+        auto score = [&](Floats product) { return shape.score(product); };
+        tiles->attend(keys, values, begin, end, index * size, score, softmax, accumulated.data());
+        continue;
+      }
       in_groups([&](auto count, int64_t v) {
         constexpr int kVectors = decltype(count)::value;
         v ? score<kVectors, false>(v, keys, begin, end, values) : score<kVectors, true>(v, keys, begin, end, values);
@@ -229,7 +249,7 @@ struct Worker {
     for (int64_t v = 0; v < vectors; ++v) {
       const int64_t h = head * group + v % group;
       T* const to = arrays.out + ((queries.start + v / group) * shape.heads + h) * shape.value_dim;
-      const Floats by = broadcast(1 / std::max(weight[v], 1e-30f));
+      const Floats by = broadcast(1 / std::max(softmax.weight[v], 1e-30f));
       for (int64_t d = 0; d < shape.value_dim; d += 2 * kLanes) {
         const float* const from = &accumulated[v * shape.value_dim + d];
         Values<T>::store(to + d, multiply(by, load(from)), multiply(by, load(from + kLanes)));
@@ -260,6 +280,8 @@ void attend(ffi::ThreadPool& pool, const Shape& shape, const Arrays<T>& arrays, 
     const int64_t first = item_at(begin), last = item_at(end);
     if (first == last) return;
     Worker<T> worker(shape, arrays, most);
+    std::optional<Tiles> registers;
+    if (worker.tiles) registers.emplace();
     for (int64_t item = first; item < last; ++item) {
       const int64_t then = std::min(item + 1, last - 1);
       worker.run(queries[item / heads], item % heads, worker.first_keys(queries[then / heads], then % heads));

@@ -1,9 +1,31 @@
 // bf16 and float32 in the widest registers that the CPU multiplies bf16 in.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <new>
+#include <vector>
 
 namespace native {
+
+template <typename T>
+struct AlignedAllocator {
+  using value_type = T;
+  static constexpr std::align_val_t kCacheLine{64};
+
+  AlignedAllocator() = default;
+  template <typename U>
+  AlignedAllocator(const AlignedAllocator<U>&) {}
+
+  T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), kCacheLine)); }
+  void deallocate(T* at, size_t) { ::operator delete(at, kCacheLine); }
+  bool operator==(const AlignedAllocator&) const { return true; }
+  bool operator!=(const AlignedAllocator&) const { return false; }
+};
+
+// Memory to work in, from the start of a cache line on: a vector that lies across two of them takes twice as long.
+template <typename T>
+using Scratch = std::vector<T, AlignedAllocator<T>>;
 
 // Two vectors of values that belong to 2 * kLanes of a head's dimensions, and what weighs them.
 template <typename T>

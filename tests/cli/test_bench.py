@@ -1,5 +1,6 @@
 """`jaxserve bench`: the arithmetic on made-up times, and its commands on tiny models."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -125,6 +126,19 @@ def test_a_run_prints_and_writes_its_numbers(command: str, case: str, tmp_path: 
     assert "output tokens per second" in printed
     assert "GB/s" in printed
     assert max(map(len, printed.splitlines())) < 130
+
+
+@pytest.mark.usefixtures("small_probe")
+def test_a_profile_opens_in_perfetto_and_xprof(tmp_path: Path):
+    model, traces = write_checkpoint(TIED, tmp_path / "tiny"), tmp_path / "traces"
+    words = ["--batch-size", "1", "--num-iters", "1", "--input-len", "20", "--output-len", "3", "--profile", str(traces)]
+    assert main(["bench", "latency", "--model", str(model), *words, *FLAGS]) == 0
+    (perfetto,) = traces.rglob("perfetto_trace.json.gz")
+    names = [event.get("name", "") for event in json.loads(gzip.decompress(perfetto.read_bytes()))["traceEvents"]]
+    for program in ("jit(prefill)", "jit(decode)"):
+        assert any(program in name for name in names), program
+    (xprof,) = traces.rglob("*.xplane.pb")
+    assert xprof.stat().st_size > 1000
 
 
 def test_loading_is_measured_against_cat(tmp_path: Path, capsys: pytest.CaptureFixture):
