@@ -131,8 +131,8 @@ def test_a_run_prints_and_writes_its_numbers(command: str, case: str, tmp_path: 
 @pytest.mark.usefixtures("small_probe")
 def test_a_profile_opens_in_perfetto_and_xprof(tmp_path: Path):
     model, traces = write_checkpoint(TIED, tmp_path / "tiny"), tmp_path / "traces"
-    words = ["--batch-size", "1", "--num-iters", "1", "--input-len", "20", "--output-len", "3", "--profile", str(traces)]
-    assert main(["bench", "latency", "--model", str(model), *words, *FLAGS]) == 0
+    words = "--batch-size 1 --num-iters 1 --input-len 20 --output-len 3".split()
+    assert main(["bench", "latency", "--model", str(model), *words, "--profile", str(traces), *FLAGS]) == 0
     (perfetto,) = traces.rglob("perfetto_trace.json.gz")
     names = [event.get("name", "") for event in json.loads(gzip.decompress(perfetto.read_bytes()))["traceEvents"]]
     for program in ("jit(prefill)", "jit(decode)"):
