@@ -54,22 +54,13 @@ inline void lane_tile(const uint32_t* packed, int64_t rows, const bf16* w, int64
 bool takes_tiles(int64_t in) { return in % kTileDepth == 0 && tiles_are_allowed(); }
 
 #ifdef __AMX_BF16__
-// 16 * VECTORS rows of x, packed, times 16 * OUT_TILES rows of w.
-template <int VECTORS, int OUT_TILES, bool AHEAD>
+// 16 * VECTORS rows of x, packed, times 16 * OUT_TILES rows of w. Fetches nothing ahead: these CPUs' own prefetchers
+// follow the rows of the weight, and lines that are asked for too early keep x from coming out of the second cache.
+template <int VECTORS, int OUT_TILES>
 inline void tile_of_outs(const uint32_t* packed, int64_t rows, const bf16* w, int64_t in, float* y, int64_t out) {
   constexpr int64_t kRows = 16 * VECTORS, kOuts = 16 * OUT_TILES;
-  const bf16* const next = w + kOuts * in;
   alignas(64) float found[kOuts][kRows];
-  tile_product<OUT_TILES, VECTORS, false>(w, in, packed, kRows, in, found[0], kRows, [&](int64_t k) {
-    const int64_t then = k + kTileDepth;
-#pragma GCC unroll 32
-    for (int64_t o = 0; o < kOuts; ++o) {
-      if constexpr (AHEAD) _mm_prefetch(next + k * kOuts + o * kTileDepth, _MM_HINT_T1);
-      _mm_prefetch(w + o * in + then, _MM_HINT_T0);
-    }
-#pragma GCC unroll 32
-    for (int64_t line = 0; line < kRows; ++line) _mm_prefetch(packed + then / 2 * kRows + line * 16, _MM_HINT_T0);
-  });
+  tile_product<OUT_TILES, VECTORS, false>(w, in, packed, kRows, in, found[0], kRows);
   for (int v = 0; v < VECTORS; ++v)
     for (int64_t o = 0; o < kOuts; o += 16) {
       __m512i outs[16], lanes[16];
@@ -83,16 +74,16 @@ inline void tile_of_outs(const uint32_t* packed, int64_t rows, const bf16* w, in
 }
 
 // 16 * VECTORS rows of x, packed, times those rows of w that make whole tiles: how many they are.
-template <int VECTORS, bool AHEAD>
+template <int VECTORS>
 int64_t tile_block(const uint32_t* packed, int64_t rows, const bf16* w, int64_t in, float* y, int64_t out,
                    int64_t outs) {
   int64_t o = 0;
-  for (; o + 32 <= outs; o += 32) tile_of_outs<VECTORS, 2, AHEAD>(packed, rows, w + o * in, in, y + o, out);
-  if (o + 16 <= outs) tile_of_outs<VECTORS, 1, AHEAD>(packed, rows, w + o * in, in, y + o, out), o += 16;
+  for (; o + 32 <= outs; o += 32) tile_of_outs<VECTORS, 2>(packed, rows, w + o * in, in, y + o, out);
+  if (o + 16 <= outs) tile_of_outs<VECTORS, 1>(packed, rows, w + o * in, in, y + o, out), o += 16;
   return o;
 }
 #else
-template <int VECTORS, bool AHEAD>
+template <int VECTORS>
 int64_t tile_block(const uint32_t*, int64_t, const bf16*, int64_t, float*, int64_t, int64_t) {
   return 0;
 }
@@ -101,7 +92,7 @@ int64_t tile_block(const uint32_t*, int64_t, const bf16*, int64_t, float*, int64
 template <int VECTORS, bool AHEAD>
 void lane_block(const uint32_t* packed, int64_t rows, const bf16* w, int64_t in, float* y, int64_t out, int64_t outs,
                 bool tiles) {
-  int64_t o = tiles ? tile_block<VECTORS, AHEAD>(packed, rows, w, in, y, out, outs) : 0;
+  int64_t o = tiles ? tile_block<VECTORS>(packed, rows, w, in, y, out, outs) : 0;
   for (; o + 8 <= outs; o += 8) lane_tile<VECTORS, 8, AHEAD>(packed, rows, w + o * in, in, y + o, out);
   for (; o < outs; ++o) lane_tile<VECTORS, 1, false>(packed, rows, w + o * in, in, y + o, out);
 }

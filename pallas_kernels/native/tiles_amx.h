@@ -43,10 +43,10 @@ class Tiles {
 };
 
 // c = a b, or c += a b, of 16 * M rows and 16 * N columns. a has rows of `depth` numbers, b's rows are pairs of
-// neighbours, strides count elements. `each(k)` is called before each step of kTileDepth.
-template <int M, int N, bool ADD, typename Each>
+// neighbours, strides count elements.
+template <int M, int N, bool ADD>
 inline void tile_product(const bf16* a, int64_t a_stride, const uint32_t* b, int64_t b_stride, int64_t depth, float* c,
-                         int64_t c_stride, const Each& each) {
+                         int64_t c_stride) {
   const int64_t a_bytes = a_stride * sizeof(bf16), b_bytes = b_stride * sizeof(uint32_t);
   const int64_t c_bytes = c_stride * sizeof(float);
   float* const low = c + 16 * c_stride;
@@ -62,7 +62,6 @@ inline void tile_product(const bf16* a, int64_t a_stride, const uint32_t* b, int
     if constexpr (M > 1 && N > 1) _tile_zero(3);
   }
   for (int64_t k = 0; k < depth; k += kTileDepth) {
-    each(k);
     const uint32_t* const pairs = b + k / 2 * b_stride;
     _tile_loadd(4, a + k, a_bytes);
     _tile_loadd(6, pairs, b_bytes);
@@ -89,7 +88,7 @@ void tile_products(const bf16* a, int64_t a_stride, const uint32_t* b, int64_t b
                    int64_t c_stride, int64_t rows, int64_t columns) {
   auto here = [&](auto m, auto n, int64_t i, int64_t j) {
     tile_product<decltype(m)::value, decltype(n)::value, ADD>(a + i * a_stride, a_stride, b + j, b_stride, depth,
-                                                              c + i * c_stride + j, c_stride, [](int64_t) {});
+                                                              c + i * c_stride + j, c_stride);
   };
   constexpr std::integral_constant<int, 1> one;
   constexpr std::integral_constant<int, 2> two;
