@@ -74,7 +74,7 @@ def main() -> None:
                     result = run_ours(arguments.model, workload, shlex.split(arguments.settings))
                 else:
                     result = run_peer(commands[engine], arguments.model, workload)
-                runs.append({"round": number, "workload": Path(workload).stem, "engine": engine, **result})
+                runs.append(result | {"round": number, "workload": Path(workload).stem, "engine": engine})
                 rate = result["output_tokens"] / result["run_s"]
                 print(
                     f"round {number + 1}, {Path(workload).stem}, {engine}: {result['run_s']:.2f} s, {rate:.1f} tokens/s"

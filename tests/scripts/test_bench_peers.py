@@ -9,7 +9,8 @@ import pytest
 
 from scripts import bench_peers
 
-ANSWER = '{{"run_s": 4.0, "output_tokens": 10}}'  # braces doubled, as in every command with places to fill
+# Braces doubled, as in every command with places to fill; names that are the peer's own.
+ANSWER = '{{"engine": "it", "workload": "some/even32.json", "run_s": 4.0, "output_tokens": 10}}'
 PEER = f"{shlex.join([sys.executable, '-c', f'print(1); print({ANSWER!r})'])} {{model}} {{workload}}"
 
 
