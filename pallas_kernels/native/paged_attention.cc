@@ -262,16 +262,19 @@ template <typename T>
 void attend(ffi::ThreadPool& pool, const Shape& shape, const Arrays<T>& arrays, const std::vector<Queries>& queries) {
   int64_t most = 0, read = 0;
   const int64_t heads = shape.kv_heads, group = shape.heads / heads;
-  // An item is one head of some queries. They cost very different times, so that they are shared out by what they cost.
+  // An item is one head of some queries: all queries of a head come after each other, and pages that several of them
+  // read, those of a shared prefix or of one long prompt, stay in the second cache meanwhile. Items cost very different
+  // times, so that they are shared out by what they cost.
+  const int64_t together = queries.size();
   std::vector<int64_t> starts{0};
-  for (const Queries& some : queries) {
+  for (int64_t item = 0; item < heads * together; ++item) {
+    const Queries& some = queries[item % together];
     const int64_t keys = (shape.window ? std::min(some.position, shape.window) : some.position) + some.count;
     most = std::max(most, some.count);
     read += keys;
-    for (int64_t head = 0; head < heads; ++head)
-      starts.push_back(starts.back() + std::max<int64_t>(keys, 1) * (kKeyCost + some.count * group));
+    starts.push_back(starts.back() + std::max<int64_t>(keys, 1) * (kKeyCost + some.count * group));
   }
-  const int64_t bytes = read * heads * (shape.head_dim + shape.value_dim) * sizeof(T);
+  const int64_t bytes = read * (shape.head_dim + shape.value_dim) * sizeof(T);
   const int64_t smallest = std::max(1.0, static_cast<double>(starts.back()) * kLeastBytes / std::max<int64_t>(bytes, 1));
   parallel_for(pool, starts.back(), smallest, [&](int64_t begin, int64_t end) {
     auto item_at = [&](int64_t cost) {
@@ -284,7 +287,8 @@ void attend(ffi::ThreadPool& pool, const Shape& shape, const Arrays<T>& arrays, 
     if (worker.tiles) registers.emplace();
     for (int64_t item = first; item < last; ++item) {
       const int64_t then = std::min(item + 1, last - 1);
-      worker.run(queries[item / heads], item % heads, worker.first_keys(queries[then / heads], then % heads));
+      worker.run(queries[item % together], item / together,
+                 worker.first_keys(queries[then % together], then / together));
     }
   });
 }
