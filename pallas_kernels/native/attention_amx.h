@@ -8,22 +8,12 @@
 #include <cstdint>
 #include <vector>
 
+#include "softmax.h"
 #include "tiles_amx.h"
 #include "vectors.h"
 
 namespace native {
 namespace {
-
-constexpr float kMasked = -1e30f;  // finite: exp(kMasked - kMasked) is no NaN
-
-// The softmax over the keys so far, of each query.
-struct Softmax {
-  std::vector<float> largest, weight, shrink;        // shrink: what earlier weights have to be multiplied with
-  std::vector<int32_t> first_visible, last_visible;  // positions, both included
-
-  explicit Softmax(int64_t queries)
-      : largest(queries), weight(queries), shrink(queries), first_visible(queries), last_visible(queries) {}
-};
 
 // No tiles: for other numbers, and CPUs that have none.
 template <typename T>
@@ -145,7 +135,7 @@ class TileAttention<bf16> {
   }
 
   const int64_t dim_, value_dim_, size_;
-  int64_t lanes_ = 0;              // queries, up to the next multiple of 16
+  int64_t lanes_ = 0;          // queries, up to the next multiple of 16
   Scratch<uint32_t> queries_;  // [head_dim / 2, lanes], pairs of dimensions
   Scratch<float> scores_;      // [keys, lanes]
   Scratch<bf16> weights_;      // [lanes, keys]

@@ -14,7 +14,7 @@ using Mask = __mmask16;
 
 constexpr int kLanes = 16;  // of Floats
 constexpr int kVectorBytes = 64;
-constexpr int64_t kDotRows = 8;  // of x, up to which a product is dot products
+constexpr int64_t kDotRows = 8;  // of x, up to which a product is dot products; half of it beside AMX's tiles
 
 inline __m512bh load(const bf16* from) { return (__m512bh)_mm512_loadu_si512(from); }
 

@@ -12,6 +12,7 @@
 
 #include "attention_amx.h"
 #include "parallel.h"
+#include "softmax.h"
 #include "vectors.h"
 
 namespace native {
