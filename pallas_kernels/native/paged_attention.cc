@@ -1,8 +1,12 @@
 // Attention of each sequence's newest tokens over its own pages, in bf16 or float32.
 //
-// A thread takes one KV head of a few tokens of one sequence at a time and reads its keys and values once, page by page,
-// under a running softmax. Pages lie in memory as [pages, kv_heads, page_size, head_dim], so that a page's keys of one
-// head are one stretch; while they are multiplied, the page's values are fetched, and meanwhile the next page's keys.
+// A thread takes one KV head of a few tokens of one sequence at a time and reads its keys and values once, page by
+// page, under a running softmax. Pages lie in memory as [pages, kv_heads, page_size, head_dim], so that a page's keys
+// of one head are one stretch; while they are multiplied, the page's values are fetched, and meanwhile the next page's
+// keys.
+//
+// Sequences whose first pages are the same, those of a shared prefix, attend to these together, and then each to its
+// own (as Hydragen does, arXiv:2402.05099): such a page is read once, and there are queries enough to fill tiles.
 
 #include <algorithm>
 #include <cmath>
@@ -23,6 +27,7 @@ namespace ffi = xla::ffi;
 constexpr int64_t kLeastBytes = 32 * 1024;  // of keys and values, that a thread takes at a time
 constexpr int64_t kKeyCost = 8;  // what it takes to read a key and a value, in what it takes to attend to them once
 constexpr int64_t kTileQueries = 16;  // of one head, from which on they attend in tiles where there are some
+constexpr int64_t kTogether = 64;     // query vectors of one head, of sequences that share pages
 
 struct Shape {
   int64_t heads, kv_heads, head_dim, value_dim, page_size, pages, max_pages;
@@ -52,6 +57,18 @@ struct Queries {
   int64_t row, start, count, position;
 };
 
+// Queries that attend in one go. The first pages of their sequences, as many as are `shared`, are the same.
+struct Together {
+  std::vector<Queries> members;
+  int64_t shared = 0;
+
+  int64_t tokens() const {
+    int64_t sum = 0;
+    for (const Queries& some : members) sum += some.count;
+    return sum;
+  }
+};
+
 // What one thread works in. Its query vectors are those of one KV head, each token's one after the other.
 template <typename T>
 struct Worker {
@@ -67,10 +84,10 @@ struct Worker {
   Scratch<float> scores;                           // [vectors, width]
   Scratch<Weight> weights;                         // [vectors, width]
   Scratch<float> accumulated;                      // [vectors, value_dim]
-  Softmax softmax;                                     // [vectors]
+  Softmax softmax;                                 // [vectors]
   std::optional<TileAttention<T>> tiles;
 
-  // For up to `most` tokens at a time.
+  // For up to `most` tokens of a head at a time.
   Worker(const Shape& s, const Arrays<T>& a, int64_t most)
       : shape(s), arrays(a), group(s.heads / s.kv_heads), width((s.page_size + 31) / 16 * 16),
         q((most * group + 15) / 16 * 16),
@@ -181,13 +198,12 @@ struct Worker {
     for (; d < dim; d += kBlock) some(d, std::integral_constant<int, 1>{});
   }
 
-  // `each<VECTORS>(vector, first)` for all query vectors, in fours and what is left.
+  // `each<VECTORS>(vector)` for the query vectors from `vector` on and before `end`, in fours and what is left.
   template <typename Each>
-  void in_groups(const Each& each) {
-    int64_t vector = 0;
-    for (; vector + 4 <= vectors; vector += 4) each(std::integral_constant<int, 4>{}, vector);
-    if (vector + 2 <= vectors) each(std::integral_constant<int, 2>{}, vector), vector += 2;
-    if (vector < vectors) each(std::integral_constant<int, 1>{}, vector);
+  void in_groups(int64_t vector, int64_t end, const Each& each) {
+    for (; vector + 4 <= end; vector += 4) each(std::integral_constant<int, 4>{}, vector);
+    if (vector + 2 <= end) each(std::integral_constant<int, 2>{}, vector), vector += 2;
+    if (vector < end) each(std::integral_constant<int, 1>{}, vector);
   }
 
   // A page of one head of `all`, which is k_pages or v_pages: page `index` of the sequence in `row`.
@@ -201,82 +217,149 @@ struct Worker {
   }
 
   // The first keys that `run` would read.
-  const T* first_keys(const Queries& queries, int64_t head) const {
-    return page(arrays.k_pages, queries.row, oldest(queries) / shape.page_size, head, shape.head_dim);
+  const T* first_keys(const Together& together, int64_t head) const {
+    const Queries& first = together.members.front();
+    return page(arrays.k_pages, first.row, oldest(first) / shape.page_size, head, shape.head_dim);
   }
 
   // Attends, and fetches `next`, the keys of what this thread does then.
-  void run(const Queries& queries, int64_t head, const T* next) {
-    const int64_t size = shape.page_size, length = queries.position + queries.count;
-    vectors = queries.count * group;
-    for (int64_t v = 0; v < vectors; ++v) {
-      const int64_t h = head * group + v % group;
-      const T* const given = arrays.q + ((queries.start + v / group) * shape.heads + h) * shape.head_dim;
-      q[v] = Operand<T>::prepare(given, shape.head_dim, prepared.data() + v * Operand<T>::stride(shape.head_dim));
-      softmax.last_visible[v] = queries.position + v / group;
-      softmax.first_visible[v] = shape.window ? std::max<int64_t>(0, softmax.last_visible[v] - shape.window + 1) : 0;
-      softmax.largest[v] = arrays.sinks ? arrays.sinks[h] : kMasked;
-      softmax.weight[v] = arrays.sinks ? 1 : 0;
-    }
-    const bool in_tiles = tiles && vectors >= kTileQueries;
-    if (in_tiles) {
+  void run(const Together& together, int64_t head, const T* next) {
+    vectors = 0;
+    for (const Queries& some : together.members) take(some, head);
+    if (tiles && vectors >= kTileQueries) {
       tiles->take(q, vectors);
       std::fill(softmax.last_visible.begin() + vectors, softmax.last_visible.end(), -1);  // lanes without a query
     }
     std::fill(accumulated.begin(), accumulated.end(), 0.0f);
-    const int64_t oldest = this->oldest(queries), last_page = (length + size - 1) / size;
-    for (int64_t index = oldest / size; index < last_page; ++index) {
-      const int64_t begin = std::max<int64_t>(0, oldest - index * size), end = std::min(size, length - index * size);
-      const T* const keys = page(arrays.k_pages, queries.row, index, head, shape.head_dim);
-      const T* const values = page(arrays.v_pages, queries.row, index, head, shape.value_dim);
-      const T* const then =
-          index + 1 < last_page ? page(arrays.k_pages, queries.row, index + 1, head, shape.head_dim) : next;
-      if (in_tiles) {
-        auto score = [&](Floats product) { return shape.score(product); };
-        tiles->attend(keys, values, begin, end, index * size, score, softmax, accumulated.data());
-        continue;
-      }
-      in_groups([&](auto count, int64_t v) {
-        constexpr int kVectors = decltype(count)::value;
-        v ? score<kVectors, false>(v, keys, begin, end, values) : score<kVectors, true>(v, keys, begin, end, values);
-      });
-      for (int64_t v = 0; v < vectors; ++v) weigh(v, index * size + begin, end - begin);
-      in_groups([&](auto count, int64_t v) {
-        constexpr int kVectors = decltype(count)::value;
-        v ? add_values<kVectors, false>(v, values, begin, end, then)
-          : add_values<kVectors, true>(v, values, begin, end, then);
-      });
+    const auto& members = together.members;
+    auto keys_of = [&](const Queries& some, int64_t index) {
+      return page(arrays.k_pages, some.row, index, head, shape.head_dim);
+    };
+    for (int64_t index = 0; index < together.shared; ++index)
+      attend(members.front(), head, index, 0, vectors, keys_of(members.front(), index + 1));
+    int64_t vector = 0;
+    for (size_t member = 0; member < members.size(); ++member) {
+      const Queries& some = members[member];
+      const int64_t end = vector + some.count * group;
+      const int64_t last = (some.position + some.count + shape.page_size - 1) / shape.page_size;
+      const T* const after = member + 1 < members.size() ? keys_of(members[member + 1], together.shared) : next;
+      for (int64_t index = std::max(together.shared, oldest(some) / shape.page_size); index < last; ++index)
+        attend(some, head, index, vector, end, index + 1 < last ? keys_of(some, index + 1) : after);
+      give(some, head, vector);
+      vector = end;
     }
-    for (int64_t v = 0; v < vectors; ++v) {
-      const int64_t h = head * group + v % group;
-      T* const to = arrays.out + ((queries.start + v / group) * shape.heads + h) * shape.value_dim;
-      const Floats by = broadcast(1 / std::max(softmax.weight[v], 1e-30f));
+  }
+
+  // Adds the query vectors of some tokens to those there are, with nothing attended to yet.
+  void take(const Queries& queries, int64_t head) {
+    for (int64_t i = 0; i < queries.count * group; ++i, ++vectors) {
+      const int64_t h = head * group + i % group, token = i / group;
+      const T* const given = arrays.q + ((queries.start + token) * shape.heads + h) * shape.head_dim;
+      Query* const room = prepared.data() + vectors * Operand<T>::stride(shape.head_dim);
+      q[vectors] = Operand<T>::prepare(given, shape.head_dim, room);
+      const int64_t last = queries.position + token;
+      softmax.last_visible[vectors] = last;
+      softmax.first_visible[vectors] = shape.window ? std::max<int64_t>(0, last - shape.window + 1) : 0;
+      softmax.largest[vectors] = arrays.sinks ? arrays.sinks[h] : kMasked;
+      softmax.weight[vectors] = arrays.sinks ? 1 : 0;
+    }
+  }
+
+  // Query vectors [first, last) attend to page `index` of the sequence of `queries`; `then` is fetched.
+  void attend(const Queries& queries, int64_t head, int64_t index, int64_t first, int64_t last, const T* then) {
+    const int64_t size = shape.page_size, length = queries.position + queries.count;
+    const int64_t begin = std::max<int64_t>(0, oldest(queries) - index * size);
+    const int64_t end = std::min(size, length - index * size);
+    const T* const keys = page(arrays.k_pages, queries.row, index, head, shape.head_dim);
+    const T* const values = page(arrays.v_pages, queries.row, index, head, shape.value_dim);
+    if (tiles && last - first == vectors && vectors >= kTileQueries) {
+      auto score = [&](Floats product) { return shape.score(product); };
+      tiles->attend(keys, values, begin, end, index * size, score, softmax, accumulated.data());
+      return;
+    }
+    in_groups(first, last, [&](auto count, int64_t v) {
+      constexpr int kVectors = decltype(count)::value;
+      v > first ? score<kVectors, false>(v, keys, begin, end, values)
+                : score<kVectors, true>(v, keys, begin, end, values);
+    });
+    for (int64_t v = first; v < last; ++v) weigh(v, index * size + begin, end - begin);
+    in_groups(first, last, [&](auto count, int64_t v) {
+      constexpr int kVectors = decltype(count)::value;
+      v > first ? add_values<kVectors, false>(v, values, begin, end, then)
+                : add_values<kVectors, true>(v, values, begin, end, then);
+    });
+  }
+
+  // Writes what some tokens, whose vectors start at `vector`, have attended to.
+  void give(const Queries& queries, int64_t head, int64_t vector) {
+    for (int64_t i = 0; i < queries.count * group; ++i, ++vector) {
+      const int64_t h = head * group + i % group;
+      T* const to = arrays.out + ((queries.start + i / group) * shape.heads + h) * shape.value_dim;
+      const Floats by = broadcast(1 / std::max(softmax.weight[vector], 1e-30f));
       for (int64_t d = 0; d < shape.value_dim; d += 2 * kLanes) {
-        const float* const from = &accumulated[v * shape.value_dim + d];
+        const float* const from = &accumulated[vector * shape.value_dim + d];
         Values<T>::store(to + d, multiply(by, load(from)), multiply(by, load(from + kLanes)));
       }
     }
   }
 };
 
-template <typename T>
-void attend(ffi::ThreadPool& pool, const Shape& shape, const Arrays<T>& arrays, const std::vector<Queries>& queries) {
-  int64_t most = 0, read = 0;
-  const int64_t heads = shape.kv_heads, group = shape.heads / heads;
-  // An item is one head of some queries: all queries of a head come after each other, and pages that several of them
-  // read, those of a shared prefix or of one long prompt, stay in the second cache meanwhile. Items cost very different
-  // times, so that they are shared out by what they cost.
-  const int64_t together = queries.size();
-  std::vector<int64_t> starts{0};
-  for (int64_t item = 0; item < heads * together; ++item) {
-    const Queries& some = queries[item % together];
-    const int64_t keys = (shape.window ? std::min(some.position, shape.window) : some.position) + some.count;
-    most = std::max(most, some.count);
-    read += keys;
-    starts.push_back(starts.back() + std::max<int64_t>(keys, 1) * (kKeyCost + some.count * group));
+// The queries, together where sequences begin with the same pages and fewer are read for it. With a window none are: by
+// then most have left a shared prefix behind.
+std::vector<Together> with_shared_pages(const Shape& shape, const int32_t* page_table, std::vector<Queries> queries) {
+  const int64_t group = shape.heads / shape.kv_heads;
+  auto pages = [&](const Queries& some) { return page_table + some.row * shape.max_pages; };
+  auto whole = [&](const Queries& some) {  // pages before the first query's, which others may have too
+    if (shape.window || some.position < 0 || some.count * group >= kTileQueries) return int64_t{0};
+    return std::min(some.position / shape.page_size, shape.max_pages);
+  };
+  std::stable_sort(queries.begin(), queries.end(), [&](const Queries& a, const Queries& b) {
+    return std::lexicographical_compare(pages(a), pages(a) + whole(a), pages(b), pages(b) + whole(b));
+  });
+  std::vector<Together> all;
+  for (const Queries& some : queries) {
+    if (!all.empty() && (all.back().tokens() + some.count) * group <= kTogether) {
+      Together& last = all.back();
+      const int32_t* const first = pages(last.members.front());
+      const int64_t most = std::min(last.shared, whole(some)), count = last.members.size();
+      const int64_t same = std::mismatch(first, first + most, pages(some)).first - first;
+      if (same && count * same >= (count - 1) * last.shared) {
+        last.members.push_back(some);
+        last.shared = same;
+        continue;
+      }
+    }
+    all.push_back({{some}, whole(some)});
   }
-  const int64_t bytes = read * (shape.head_dim + shape.value_dim) * sizeof(T);
-  const int64_t smallest = std::max(1.0, static_cast<double>(starts.back()) * kLeastBytes / std::max<int64_t>(bytes, 1));
+  return all;
+}
+
+template <typename T>
+void attend(ffi::ThreadPool& pool, const Shape& shape, const Arrays<T>& arrays, std::vector<Queries> queries) {
+  const std::vector<Together> some = with_shared_pages(shape, arrays.page_table, std::move(queries));
+  int64_t most = 0, read = 0;
+  const int64_t heads = shape.kv_heads, group = shape.heads / heads, together = some.size();
+  // An item is one head of queries that attend together: all queries of a head come after each other, and pages that
+  // several of them read, those of a shared prefix or of one long prompt, stay in the second cache meanwhile. Items
+  // cost very different times, so that they are shared out by what they cost.
+  std::vector<int64_t> costs;
+  for (const Together& item : some) {
+    const int64_t tokens = item.tokens(), shared = item.shared * shape.page_size;
+    int64_t cost = shared * (kKeyCost + tokens * group);
+    read += shared;
+    for (const Queries& own : item.members) {
+      const int64_t keys = (shape.window ? std::min(own.position, shape.window) : own.position) + own.count - shared;
+      cost += std::max<int64_t>(keys, 1) * (kKeyCost + own.count * group);
+      read += keys;
+    }
+    most = std::max(most, tokens);
+    costs.push_back(cost);
+  }
+  std::vector<int64_t> starts{0};
+  for (int64_t item = 0; item < heads * together; ++item) starts.push_back(starts.back() + costs[item % together]);
+  const int64_t bytes = heads * read * (shape.head_dim + shape.value_dim) * sizeof(T);
+  const double share = static_cast<double>(kLeastBytes) / std::max<int64_t>(bytes, 1);
+  const int64_t smallest = std::max(1.0, starts.back() * share);
   parallel_for(pool, starts.back(), smallest, [&](int64_t begin, int64_t end) {
     auto item_at = [&](int64_t cost) {
       return std::lower_bound(starts.begin(), starts.end() - 1, cost) - starts.begin();
@@ -288,8 +371,7 @@ void attend(ffi::ThreadPool& pool, const Shape& shape, const Arrays<T>& arrays, 
     if (worker.tiles) registers.emplace();
     for (int64_t item = first; item < last; ++item) {
       const int64_t then = std::min(item + 1, last - 1);
-      worker.run(queries[item % together], item / together,
-                 worker.first_keys(queries[then % together], then / together));
+      worker.run(some[item % together], item / together, worker.first_keys(some[then % together], then / together));
     }
   });
 }

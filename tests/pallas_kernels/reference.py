@@ -12,10 +12,20 @@ TOLERANCE = {"float32": 2e-6, "bfloat16": 2e-2, "float16": 3e-3}
 
 
 class Pool:
-    """Sequences of random keys and values, scattered over a page pool whose unused positions are NaN."""
+    """Sequences of random keys and values, scattered over a page pool whose unused positions are NaN.
+
+    Each begins with up to `shared` whole pages of the one before the last.
+    """
 
     def __init__(
-        self, rng: np.random.Generator, lengths: list[int], kv_heads: int, page_size: int, head_dim: int, dtype: str
+        self,
+        rng: np.random.Generator,
+        lengths: list[int],
+        kv_heads: int,
+        page_size: int,
+        head_dim: int,
+        dtype: str,
+        shared: int = 0,
     ):
         needed = [-(-length // page_size) for length in lengths]
         spare = 2
@@ -27,9 +37,14 @@ class Pool:
         for row, length in enumerate(lengths):
             own, ids = ids[: needed[row]], ids[needed[row] :]
             self.table[row, : len(own)] = own
-            stored = np.asarray(jnp.asarray(rng.normal(size=(2, length, kv_heads, head_dim)), dtype), np.float32)
+            stored = np.array(jnp.asarray(rng.normal(size=(2, length, kv_heads, head_dim)), dtype), np.float32)
+            if row >= 2:
+                same = min(shared, length // page_size, lengths[row - 2] // page_size)
+                self.table[row, :same] = self.table[row - 2, :same]
+                stored[0, : same * page_size] = self.keys[-2][: same * page_size]
+                stored[1, : same * page_size] = self.values[-2][: same * page_size]
             for position in range(length):
-                pages[:, own[position // page_size], :, position % page_size] = stored[:, position]
+                pages[:, self.table[row, position // page_size], :, position % page_size] = stored[:, position]
             self.keys.append(stored[0].astype(np.float64))
             self.values.append(stored[1].astype(np.float64))
         self.k, self.v = jnp.asarray(pages, dtype)
@@ -79,10 +94,11 @@ def check_decode(
     soft_cap: float | None,
     with_sinks: bool,
     seed: int,
+    shared: int = 0,
 ) -> None:
     """`attend`, a `paged_decode_attention`, against `reference`."""
     rng = np.random.default_rng(seed)
-    pool = Pool(rng, lengths, kv_heads, page_size, head_dim, dtype)
+    pool = Pool(rng, lengths, kv_heads, page_size, head_dim, dtype, shared)
     q = jnp.asarray(rng.normal(size=(len(lengths), queries, kv_heads * group, head_dim)), dtype)
     variant = variant_of(rng, kv_heads * group, head_dim, window, soft_cap, with_sinks)
     if window is not None:  # pages that the first query no longer sees may belong to others

@@ -66,6 +66,18 @@ def test_decode_equals_float64_attention_and_reads_no_unused_position(**case):
 @built
 @settings(max_examples=40, deadline=None)
 @given(
+    lengths=st.lists(st.sampled_from([0, 1, 40, 64, 65, 100, 130, 200]), min_size=16, max_size=40),
+    shared=st.integers(1, 6),
+    queries=st.sampled_from([1, 1, 2, 3]),
+    **shapes | {"kv_heads": st.sampled_from([1, 2]), "page_size": st.sampled_from([8, 32, 32, 64])},
+)
+def test_sequences_that_share_pages_attend_as_each_would_alone(**case):
+    check_decode(paged_decode_attention, **case)
+
+
+@built
+@settings(max_examples=40, deadline=None)
+@given(
     rows=st.lists(
         st.tuples(st.sampled_from([0, 1, 9, 64]), st.sampled_from([1, 5, 16, 17, 40])), min_size=1, max_size=3
     ),
