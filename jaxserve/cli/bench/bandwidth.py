@@ -53,7 +53,8 @@ def decode_bandwidth(
     """Means over the decode steps among `steps`; None if there are none.
 
     Each pass of the model reads all weights once, and the keys and values of every position that its rows attend to.
-    That is the least that any implementation reads; padding, logits and activations are not counted.
+    No implementation reads less, unless sequences share pages, which count for each of them here. Padding, logits and
+    activations are not counted.
     """
     decode = [step for step in steps if step.decode]
     if not decode:

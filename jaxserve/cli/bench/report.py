@@ -25,6 +25,7 @@ def print_report(title: str, report: dict[str, Any]) -> None:
     console.print(f"  {startup['programs_compiled']} programs, {startup['of_these_from_cache']} of them from the cache")
     console.print(_bandwidth(report))
     console.print(f"  Bandwidth was measured as {memory['probe']}.", soft_wrap=True)
+    console.print("  Pages that sequences share count for each of them, though they may be read once.", soft_wrap=True)
 
 
 def print_served(report: dict[str, Any]) -> None:
