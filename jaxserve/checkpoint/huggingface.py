@@ -13,8 +13,9 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from jaxserve.checkpoint.filling import assign
 from jaxserve.checkpoint.fusing import Source, Sources, overlaps
-from jaxserve.checkpoint.placement import Plan, copy, place
+from jaxserve.checkpoint.placement import Plan, place
 from jaxserve.checkpoint.safetensors_files import SINGLE_FILE, SafetensorsDirectory, write_file
 from jaxserve.checkpoint.stacks import stacked_tensors, unstack
 from jaxserve.errors import InputError
@@ -139,7 +140,7 @@ def save_weights(model: Decoder, directory: Path, dtype: jnp.dtype | None = jnp.
             parts = variable.get_metadata()["parts"], parameters[path].get_metadata()["parts"]
             sources = _parts(names[path], found, variable.shape, *parts)
             for _, part, rows in overlaps(sources, fused.shape, (slice(None),) * fused.ndim, fused):
-                copy(rows, part)
+                assign(rows, part)
             yield from found
         yield from stacked.values()
 

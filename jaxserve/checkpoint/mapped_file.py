@@ -1,4 +1,4 @@
-"""Files mapped into memory, whose parts can be read as well: a copy of a mapping costs a fault for every few pages."""
+"""Files mapped into memory, whose parts can be read as well: that is quicker than a copy of what is mapped."""
 
 import mmap
 import os
@@ -7,46 +7,25 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxserve.errors import InputError
-
-_MOST_BUFFERS = 1024  # that Linux takes in one call
-
 
 class MappedFile(mmap.mmap):
     """A file mapped read-only. `ValueError` or `OSError` if there is nothing to map."""
 
+    path: Path
+    descriptor: int
+    address: int  # of its first byte in memory
+
     def __new__(cls, path: Path) -> "MappedFile":
-        file = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
         try:
-            mapped = super().__new__(cls, file, 0, access=mmap.ACCESS_READ)
+            mapped = super().__new__(cls, descriptor, 0, access=mmap.ACCESS_READ)
         except BaseException:
-            os.close(file)
+            os.close(descriptor)
             raise
-        weakref.finalize(mapped, os.close, file)
-        mapped._path, mapped._file = path, file
-        mapped._address = np.frombuffer(mapped, np.uint8).ctypes.data
+        weakref.finalize(mapped, os.close, descriptor)
+        mapped.path, mapped.descriptor = path, descriptor
+        mapped.address = np.frombuffer(mapped, np.uint8).__array_interface__["data"][0]
         return mapped
-
-    def __init__(self, path: Path):
-        self._path: Path
-        self._file: int
-        self._address: int
-
-    def read_into(self, target: np.ndarray, source: np.ndarray) -> None:
-        """`target[...] = source`, where `source` is a contiguous part of this and the rows of `target` are, too."""
-        rows = [target] if target.flags.c_contiguous else list(target)
-        place = source.ctypes.data - self._address
-        for start in range(0, len(rows), _MOST_BUFFERS):
-            buffers = [memoryview(row.reshape(-1).view(np.uint8)) for row in rows[start : start + _MOST_BUFFERS]]
-            while buffers:
-                count = os.preadv(self._file, buffers, place)
-                if not count:
-                    raise InputError(f"{self._path} was cut off at byte {place} while it was read; download it again")
-                place += count
-                while buffers and count >= len(buffers[0]):
-                    count -= len(buffers.pop(0))
-                if buffers:
-                    buffers[0] = buffers[0][count:]
 
 
 def file_of(array: np.ndarray) -> MappedFile | None:

@@ -12,17 +12,15 @@ import jax
 import numpy as np
 from jax.sharding import Sharding
 
+from jaxserve.checkpoint.filling import Copy, cut, fastest_fill
 from jaxserve.checkpoint.fusing import Source, Sources, overlaps
-from jaxserve.checkpoint.mapped_file import file_of
 
 logger = logging.getLogger(__name__)
 
-# A thread takes a task at a time, and of that as much as its cache holds while it looks for NaN.
-_TASK_BYTES, _CACHED_BYTES = 16 * 2**20, 2**21
+_TASK_BYTES = 16 * 2**20  # that a thread takes at a time
 _HUGE_PAGE_BYTES, _CHUNK_BYTES = 2 * 2**20, 32 * 2**20
 _HOST_CHUNK_BYTES = 256 * 2**20
 _ALIGNMENT = 64  # XLA on the CPU uses memory so aligned where it lies, and copies any other
-_INFINITY = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000}
 
 
 class Plan(NamedTuple):
@@ -32,9 +30,6 @@ class Plan(NamedTuple):
     dtype: np.dtype
     sharding: Sharding
     sources: Sources
-
-
-_Copy = tuple[str, np.ndarray, np.ndarray]  # a tensor's name, rows of memory, and rows of that tensor to fill it with
 
 
 class _Shard(NamedTuple):
@@ -66,13 +61,14 @@ class _Filler:
 
     def __init__(self, on_bytes: Callable[[int, int], None], total: int):
         self.with_nan: dict[str, None] = {}
+        self._fill = fastest_fill()
         self._on_bytes, self._done, self._total = on_bytes, 0, total
         on_bytes(0, total)
 
     def begin(self, plan: Plan, parts: dict[tuple[slice, ...], np.ndarray]) -> list[Future]:
         """Fill the memory of some parts of a plan, in tasks that end after a few megabytes."""
         copies = (copy for index, memory in parts.items() for copy in overlaps(plan.sources, plan.shape, index, memory))
-        return [self.pool.submit(_copy, task) for task in _tasks(copies)]
+        return [self.pool.submit(self._fill, task) for task in _tasks(copies)]
 
     def end(self, tasks: list[Future], size: int) -> None:
         """Wait until what was begun is filled."""
@@ -89,16 +85,15 @@ def _kept(plans: list[Plan], filler: _Filler) -> list[jax.Array]:
     for plan in plans:
         memory.append({index: source.take(_shape(plan, index), plan.dtype) for index in _parts(plan)})
         filling.append(filler.begin(plan, memory[-1]))
-    for parts, tasks in zip(memory, filling, strict=True):
+    arrays = []
+    for plan, parts, tasks in zip(plans, memory, filling, strict=True):
         filler.end(tasks, sum(part.nbytes for part in parts.values()))
+        arrays.append(_array(plan, parts))
+    return arrays
 
-    def array(plan: Plan, parts: dict[tuple[slice, ...], np.ndarray]) -> jax.Array:
-        return jax.make_array_from_callback(
-            plan.shape, plan.sharding, lambda index: parts[index or ()], dtype=plan.dtype
-        )
 
-    # Not before all are filled: at each, JAX would wait for the lock that the threads pass round.
-    return [array(plan, parts) for plan, parts in zip(plans, memory, strict=True)]
+def _array(plan: Plan, parts: dict[tuple[slice, ...], np.ndarray]) -> jax.Array:
+    return jax.make_array_from_callback(plan.shape, plan.sharding, lambda index: parts[index or ()], dtype=plan.dtype)
 
 
 def _sent(plans: list[Plan], filler: _Filler) -> list[jax.Array]:
@@ -136,19 +131,6 @@ def _sent(plans: list[Plan], filler: _Filler) -> list[jax.Array]:
         jax.make_array_from_single_device_arrays(plan.shape, plan.sharding, arrays)
         for plan, arrays in zip(plans, placed, strict=True)
     ]
-
-
-def copy(target: np.ndarray, source: np.ndarray) -> None:
-    """`target[...] = source`, as quick for the dtypes that numpy does not know itself."""
-    source = np.asarray(source)  # packed numbers are unpacked here
-    if target.dtype == source.dtype:
-        file = file_of(source)
-        if file is not None and source.flags.c_contiguous and target.ndim and target[:1].flags.c_contiguous:
-            file.read_into(target, source)
-            return
-        bits = f"u{target.dtype.itemsize}"
-        target, source = target.view(bits), source.view(bits)
-    np.copyto(target, source, casting="unsafe")
 
 
 def _on_host(plans: list[Plan]) -> bool:
@@ -202,46 +184,16 @@ def _huge_pages(size: int) -> np.ndarray:
     return memory[start : start + size]
 
 
-def _tasks(copies: Iterable[tuple[Source, np.ndarray, np.ndarray]]) -> Iterator[list[_Copy]]:
+def _tasks(copies: Iterable[tuple[Source, np.ndarray, np.ndarray]]) -> Iterator[list[Copy]]:
     """The copies in lists of some megabytes, so that threads share them evenly and seldom wait for each other."""
-    task: list[_Copy] = []
+    task: list[Copy] = []
     size = 0
     for source, target, rows in copies:
-        for part in _cut(target, _TASK_BYTES):
-            task.append((source.name, target[part], rows[part]))
+        for part in cut(target, _TASK_BYTES):
+            task.append(Copy(source.name, target[part], rows[part]))
             size += target[part].nbytes
             if size >= _TASK_BYTES // 2:
                 yield task
                 task, size = [], 0
     if task:
         yield task
-
-
-def _cut(array: np.ndarray, most_bytes: int) -> Iterator[slice]:
-    """Slices of the first axis of at most that many bytes, and one row at least."""
-    step = max(1, most_bytes * len(array) // max(array.nbytes, 1))
-    return (slice(start, start + step) for start in range(0, len(array), step))
-
-
-def _copy(task: list[_Copy]) -> list[str]:
-    """Copy; the names come back of tensors in which there was NaN."""
-    with_nan = []
-    for name, target, source in task:
-        for part in _cut(target, _CACHED_BYTES):
-            copy(target[part], source[part])
-            if _has_nan(target[part]):
-                with_nan.append(name)
-    return with_nan
-
-
-def _has_nan(values: np.ndarray) -> bool:
-    """Whether a NaN is among the numbers, of which it has the highest bits under either sign."""
-    infinity = _INFINITY.get(values.dtype.name)
-    if infinity is None:
-        return False
-    size = values.dtype.itemsize
-    bits = values.view(f"u{size}")
-    if not int(np.bitwise_or.reduce(bits, axis=None)) >> 8 * size - 2 & 1:
-        return False  # all are below two, as weights mostly are, which takes half the time to see
-    minus_infinity = infinity | 1 << 8 * size - 1
-    return bool(values.view(f"i{size}").max() > infinity or bits.max() > minus_infinity)

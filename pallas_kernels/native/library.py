@@ -1,4 +1,4 @@
-"""Building the C++ kernels of this folder with the machine's own compiler, once, and making them known to XLA."""
+"""Building C++ with the machine's own compiler, once, and making the kernels of this folder known to XLA."""
 
 import ctypes
 import hashlib
@@ -18,13 +18,31 @@ WIDE_CPU_FLAGS = frozenset({"avx512f", "avx512bw", "avx512_bf16"})  # what `vect
 TILE_CPU_FLAGS = WIDE_CPU_FLAGS | {"amx_tile", "amx_bf16"}  # and `tiles_amx.h` beside it
 TARGETS = ("matmul_nk", "paged_decode_attention", "paged_prefill_attention")
 
-_HERE = Path(__file__).parent
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
 _log = logging.getLogger(__name__)
 
 
 class Unavailable(Exception):
     """Why the kernels cannot run here, in one sentence."""
+
+
+def built(folder: Path) -> Path:
+    """The shared library of a folder's C++, compiled unless it lies in the cache; `Unavailable` where it cannot be."""
+    compiler = _compiler()
+    if compiler is None:
+        raise Unavailable("there is no C++ compiler (g++ or clang++) on PATH")
+    sources = sorted(folder.glob("*.cc"))
+    version = _run(compiler, "--version").splitlines()[0]
+    parts = [version, jaxlib.__version__, *_FLAGS, *sorted(_cpu_flags())]
+    parts += [path.read_text() for path in (*sources, *sorted(folder.glob("*.h")))]
+    library = CACHE.expanduser() / f"{hashlib.sha256('\0'.join(parts).encode()).hexdigest()[:24]}.so"
+    if not library.exists():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+            made = Path(scratch) / library.name
+            _run(compiler, *_FLAGS, "-isystem", jax.ffi.include_dir(), *map(str, sources), "-o", str(made))
+            made.replace(library)  # whole or not at all, whoever else is building it
+    return library
 
 
 def target(name: str) -> str:
@@ -36,7 +54,9 @@ def target(name: str) -> str:
 def refusal() -> str | None:
     """Why the kernels cannot be called, or None. The first call builds and registers them, and logs a reason."""
     try:
-        library = ctypes.CDLL(str(_built()))
+        if missing := NEEDED_CPU_FLAGS - _cpu_flags():
+            raise Unavailable(f"this CPU has no {', '.join(sorted(missing))}")
+        library = ctypes.CDLL(str(built(Path(__file__).parent)))
     except (Unavailable, OSError) as error:
         _log.warning("plain XLA instead of the native CPU kernels: %s", error)
         return str(error)
@@ -65,28 +85,6 @@ def serves(array: jax.Array) -> bool:
     return mesh.size == 1 and device is not None and device.platform == "cpu" and available()
 
 
-def _built() -> Path:
-    """The shared library, compiled unless it lies in the cache."""
-    cpu_flags = _cpu_flags()
-    if missing := NEEDED_CPU_FLAGS - cpu_flags:
-        raise Unavailable(f"this CPU has no {', '.join(sorted(missing))}")
-    compiler = _compiler()
-    if compiler is None:
-        raise Unavailable("there is no C++ compiler (g++ or clang++) on PATH")
-    sources = sorted(_HERE.glob("*.cc"))
-    version = _run(compiler, "--version").splitlines()[0]
-    parts = [version, jaxlib.__version__, *_FLAGS, *sorted(cpu_flags)]
-    parts += [path.read_text() for path in (*sources, *sorted(_HERE.glob("*.h")))]
-    library = CACHE.expanduser() / f"{hashlib.sha256('\0'.join(parts).encode()).hexdigest()[:24]}.so"
-    if not library.exists():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
-            made = Path(scratch) / library.name
-            _run(compiler, *_FLAGS, "-isystem", jax.ffi.include_dir(), *map(str, sources), "-o", str(made))
-            made.replace(library)  # whole or not at all, whoever else is building it
-    return library
-
-
 def _compiler() -> str | None:
     return shutil.which("g++") or shutil.which("clang++")
 
@@ -96,7 +94,9 @@ def _cpu_flags() -> frozenset[str]:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError as error:
         raise Unavailable("/proc/cpuinfo, which names the CPU's instructions, cannot be read") from error
-    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), ()))
+    return frozenset(
+        next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), ())
+    )
 
 
 def _run(*command: str) -> str:

@@ -156,11 +156,10 @@ def test_the_library_is_built_once_and_anew_when_a_source_changes(elsewhere, mon
     monkeypatch.setattr(library, "_FLAGS", ("-O0", *library._FLAGS[1:]))  # quicker
     sources = tmp_path_factory.mktemp("sources")
     (sources / "one.cc").write_text('extern "C" int one() { return 1; }\n')
-    monkeypatch.setattr(library, "_HERE", sources)
-    first = library._built()
-    assert library._built() == first
+    first = library.built(sources)
+    assert library.built(sources) == first
     (sources / "one.cc").write_text('extern "C" int one() { return 2; }\n')
-    second = library._built()
+    second = library.built(sources)
     assert {path.name for path in elsewhere.iterdir()} == {first.name, second.name}
     assert sum("-o" in command for command in commands) == 2
 
