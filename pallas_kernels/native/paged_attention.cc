@@ -80,11 +80,11 @@ struct Worker {
   const int64_t group, width;  // width: keys of a page, with room for whole registers
   int64_t vectors = 0;
   std::vector<const Query*> q;
-  Scratch<Query> prepared;                         // what `q` points into, unless queries are used as they lie
-  Scratch<float> scores;                           // [vectors, width]
-  Scratch<Weight> weights;                         // [vectors, width]
-  Scratch<float> accumulated;                      // [vectors, value_dim]
-  Softmax softmax;                                 // [vectors]
+  Scratch<Query> prepared;     // what `q` points into, unless queries are used as they lie
+  Scratch<float> scores;       // [vectors, width]
+  Scratch<Weight> weights;     // [vectors, width]
+  Scratch<float> accumulated;  // [vectors, value_dim]
+  Softmax softmax;             // [vectors]
   std::optional<TileAttention<T>> tiles;
 
   // For up to `most` tokens of a head at a time.
@@ -212,6 +212,10 @@ struct Worker {
     return all + (std::clamp<int64_t>(id, 0, shape.pages - 1) * shape.kv_heads + head) * shape.page_size * dim;
   }
 
+  const T* keys_of(const Queries& queries, int64_t index, int64_t head) const {
+    return page(arrays.k_pages, queries.row, index, head, shape.head_dim);
+  }
+
   int64_t oldest(const Queries& queries) const {
     return shape.window ? std::max<int64_t>(0, queries.position - shape.window + 1) : 0;
   }
@@ -219,7 +223,7 @@ struct Worker {
   // The first keys that `run` would read.
   const T* first_keys(const Together& together, int64_t head) const {
     const Queries& first = together.members.front();
-    return page(arrays.k_pages, first.row, oldest(first) / shape.page_size, head, shape.head_dim);
+    return keys_of(first, oldest(first) / shape.page_size, head);
   }
 
   // Attends, and fetches `next`, the keys of what this thread does then.
@@ -232,19 +236,16 @@ struct Worker {
     }
     std::fill(accumulated.begin(), accumulated.end(), 0.0f);
     const auto& members = together.members;
-    auto keys_of = [&](const Queries& some, int64_t index) {
-      return page(arrays.k_pages, some.row, index, head, shape.head_dim);
-    };
     for (int64_t index = 0; index < together.shared; ++index)
-      attend(members.front(), head, index, 0, vectors, keys_of(members.front(), index + 1));
+      attend(members.front(), head, index, 0, vectors, keys_of(members.front(), index + 1, head));
     int64_t vector = 0;
     for (size_t member = 0; member < members.size(); ++member) {
       const Queries& some = members[member];
       const int64_t end = vector + some.count * group;
       const int64_t last = (some.position + some.count + shape.page_size - 1) / shape.page_size;
-      const T* const after = member + 1 < members.size() ? keys_of(members[member + 1], together.shared) : next;
+      const T* const after = member + 1 < members.size() ? keys_of(members[member + 1], together.shared, head) : next;
       for (int64_t index = std::max(together.shared, oldest(some) / shape.page_size); index < last; ++index)
-        attend(some, head, index, vector, end, index + 1 < last ? keys_of(some, index + 1) : after);
+        attend(some, head, index, vector, end, index + 1 < last ? keys_of(some, index + 1, head) : after);
       give(some, head, vector);
       vector = end;
     }
@@ -270,7 +271,7 @@ struct Worker {
     const int64_t size = shape.page_size, length = queries.position + queries.count;
     const int64_t begin = std::max<int64_t>(0, oldest(queries) - index * size);
     const int64_t end = std::min(size, length - index * size);
-    const T* const keys = page(arrays.k_pages, queries.row, index, head, shape.head_dim);
+    const T* const keys = keys_of(queries, index, head);
     const T* const values = page(arrays.v_pages, queries.row, index, head, shape.value_dim);
     if (tiles && last - first == vectors && vectors >= kTileQueries) {
       auto score = [&](Floats product) { return shape.score(product); };
