@@ -113,8 +113,10 @@ class EngineConfig(Settings):
         "milliseconds between two tokens of a running sequence that prompts of others should not exceed: prefill steps "
         "are cut to what fits; no bound if left out",
     )
-    max_decode_steps: int = setting(
-        8, "most tokens that one decode step brings each sequence, while no request waits; 1 for one at a time"
+    max_decode_steps: int | None = setting(
+        None,
+        "most tokens that one decode step brings each sequence, while no request waits; 8 on a CPU and 1 on a GPU, "
+        "where the next step is dispatched before the last one has ended, by default",
     )
     decode_burst_ms: float = setting(
         5.0, "milliseconds that such a step of several tokens may take, which is what a newcomer may have to wait"
@@ -148,8 +150,8 @@ class EngineConfig(Settings):
         self._one_of("attention_backend", ATTENTION_BACKENDS)
         self._one_of("reasoning_parser", REASONING_PARSERS)
         self._one_of("tool_call_parser", TOOL_CALL_PARSERS)
-        self._at_least(1, "tensor_parallel_size", "page_size", "max_decode_steps")
-        self._at_least(1, "max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_pages")
+        self._at_least(1, "tensor_parallel_size", "page_size")
+        self._at_least(1, "max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_decode_steps", "num_pages")
         self._at_least(0, "max_logprobs")
         if not 0 < self.gpu_memory_utilization <= 1:
             raise InputError(
@@ -178,6 +180,7 @@ class ResolvedConfig(EngineConfig):
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    max_decode_steps: int
     num_pages: int
 
 

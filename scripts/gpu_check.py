@@ -25,6 +25,7 @@ from scripts.gpu.supervisor import Record, run_parts, say  # noqa: E402
 # What the parts import beside the standard library, by module, with the name that pip knows it by.
 NEEDED = {
     **{name: name for name in ("jax", "flax", "numpy", "transformers", "tokenizers", "safetensors", "rich", "jinja2")},
+    **{name: name for name in ("msgspec", "ml_dtypes", "huggingface_hub")},
     "yaml": "pyyaml",
 }
 
@@ -46,12 +47,12 @@ those of requirements.lock; name what is missing and what it needs in turn; JAX'
   echo /.wheels/ >> .git/info/exclude
   python -m pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \\
       --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \\
-      --dest .wheels rich==15.0.0 markdown-it-py==4.3.0 mdurl==0.1.2 pygments==2.21.0 pyyaml==6.0.3
+      --dest .wheels msgspec==0.22.0 rich==15.0.0 markdown-it-py==4.3.0 mdurl==0.1.2 pygments==2.21.0 pyyaml==6.0.3
 
 and there, into a folder of their own, so that nothing that is installed changes:
 
   python -m pip install --quiet --no-index --no-deps --find-links .wheels --target /tmp/site \\
-      rich markdown-it-py mdurl pygments pyyaml
+      msgspec rich markdown-it-py mdurl pygments pyyaml
   PYTHONPATH=/tmp/site python scripts/gpu_check.py
 """
 

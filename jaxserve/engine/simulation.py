@@ -52,7 +52,7 @@ def simulated_engine(
     """An engine over a simulated device, and that device; with `virtual`, the engine lives on the device's clock.
 
     `layout` is that of one layer without a window if left out. `settings` are `EngineConfig`'s; `max_num_seqs`,
-    `max_num_batched_tokens`, `max_model_len` and `num_pages` have to be among them.
+    `max_num_batched_tokens`, `max_model_len`, `max_decode_steps` and `num_pages` have to be among them.
     """
     config = ResolvedConfig(model="", skip_tokenizer_init=True, **settings)
     buckets = Buckets.of(

@@ -217,6 +217,8 @@ def _resolve(
         "max_model_len": max_model_len,
         "max_num_seqs": max_num_seqs,
         "max_num_batched_tokens": max_num_batched_tokens,
+        # A loop of unknown length makes a GPU wait for the host in each round.
+        "max_decode_steps": config.max_decode_steps or (8 if on_cpu else 1),
         "num_pages": num_pages,
     }
     return ResolvedConfig(**(dataclasses.asdict(config) | chosen)), buckets(), layout

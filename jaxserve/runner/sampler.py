@@ -132,7 +132,9 @@ def _search(values: jax.Array, weights: jax.Array, wanted: jax.Array, *, bits_pe
         enough = jnp.stack(sums, axis=-1).sum(axis=1) >= wanted[:, None]
         return low + (enough.sum(axis=-1, dtype=jnp.int32) << shift)
 
-    found = jax.lax.fori_loop(0, 30 // bits_per_pass, add_bits, jnp.zeros(len(values), jnp.int32))
+    # Without a loop a GPU's whole step is one CUDA graph; to a CPU that is only more to compile.
+    unroll = bits_per_pass > 1
+    found = jax.lax.fori_loop(0, 30 // bits_per_pass, add_bits, jnp.zeros(len(values), jnp.int32), unroll=unroll)
     return jax.lax.bitcast_convert_type(found, jnp.float32)
 
 

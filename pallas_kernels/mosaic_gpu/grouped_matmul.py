@@ -163,9 +163,9 @@ def refusal(x: jax.Array, weights: jax.Array) -> str | None:
         given = f"tokens are {x.dtype} and weights {weights.dtype}"
         return f"{given}, and mosaic_gpu's grouped_matmul takes both in bfloat16 or both in float16"
     _, out_features, in_features = weights.shape
-    if out_features % 8 or in_features % 8:
+    if any(features % (8 if features < _STEP else _STEP) for features in (out_features, in_features)):
         given = f"weights are [{out_features}, {in_features}]"
-        return f"{given}, and mosaic_gpu's grouped_matmul takes multiples of 8 features, as TMA does"
+        return f"{given}, and mosaic_gpu's grouped_matmul takes multiples of {_STEP} features, and below that of 8"
     return None
 
 
@@ -181,10 +181,12 @@ def grouped_matmul(
     tokens, in_features = x.shape
     groups, out_features, _ = weights.shape
     blocks = blocks or grouped_matmul_blocks(tokens, groups)
-    tiles = work_list(group_sizes, tokens, blocks.tokens)
+    padded = tokens if tokens < 8 else -(-tokens // 8) * 8  # TMA takes more than eight rows in eights
+    x = jnp.pad(x, ((0, padded - tokens), (0, 0)))
+    tiles = work_list(group_sizes, padded, blocks.tokens)
     return plgpu.kernel(
         _kernel(groups, in_features, blocks, x.dtype),
-        out_type=jax.ShapeDtypeStruct((tokens, out_features), x.dtype),
+        out_type=jax.ShapeDtypeStruct((padded, out_features), x.dtype),
         # Blocks of one tile start together: they share its tokens, and blocks of a group's next tile its weights.
         grid=(pl.cdiv(out_features, blocks.out), tiles.shape[1]),
         grid_names=("out", "tile"),
@@ -193,7 +195,7 @@ def grouped_matmul(
         scratch_types=_scratch(blocks, x.dtype),
         compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane),
         kernel_name="grouped_matmul",
-    )(x, weights, tiles)
+    )(x, weights, tiles)[:tokens]
 
 
 def autotune(

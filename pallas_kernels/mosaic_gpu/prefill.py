@@ -424,8 +424,8 @@ def paged_prefill_attention(
     """
     tokens, heads, head_dim = q.shape
     _, kv_heads, page_size, _ = k_pages.shape
-    if tokens < _ROWS:  # a copy may reach beyond the last token, but not be larger than the whole
-        q = jnp.pad(q, ((0, _ROWS - tokens), (0, 0), (0, 0)))
+    # A copy may reach beyond the last token, but not be larger than the whole, which it takes in eights.
+    q = jnp.pad(q, ((0, max(_ROWS, -(-tokens // 8) * 8) - tokens), (0, 0), (0, 0)))
     plan = _Plan(heads, kv_heads, head_dim, page_size, tile_size, q.dtype, scale, window, soft_cap)
     kernel = plgpu.kernel(
         _kernel(plan, tiles.shape[1], sinks is not None),

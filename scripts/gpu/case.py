@@ -25,6 +25,7 @@ class Case:
     name: str
     run: Callable[[], Row]
     limit: float = 90.0  # seconds after which it hangs: a kernel that waits for ever does not come back
+    kernel: str = ""  # what it runs: behind one that hangs, no other case of its table with the same is begun
 
 
 class NotRun(Exception):

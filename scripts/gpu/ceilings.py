@@ -3,6 +3,7 @@
 import subprocess
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -51,8 +52,8 @@ def _nvidia_smi() -> dict[str, str]:
     return dict(zip(_SMI, (value.strip() for value in answer.split(",")), strict=False))
 
 
-def cases(clock: Clock, ceilings: dict[str, float]) -> Iterator[Case]:
-    del clock, ceilings
+def cases(clock: Clock, ceilings: dict[str, float], folder: Path) -> Iterator[Case]:
+    del clock, ceilings, folder
     size = 4 * 2**30 if on_gpu() else 16 * 2**20
     for dtype in (jnp.float32, jnp.bfloat16):
         yield Case(TABLE, f"read, sums of {size // 2**20} MiB {jnp.dtype(dtype).name}", partial(_read, size, dtype))

@@ -101,10 +101,10 @@ def sizes() -> Sizes:
     return Sizes(QWEN3_8B, 256, 8192, 40_960, 64, steps, [8192, 2048], [1, 8, 64, 256], (256, 1000, 1000))
 
 
-def cases(clock: Clock, known: dict[str, float]) -> Iterator[Case]:
+def cases(clock: Clock, known: dict[str, float], folder: Path) -> Iterator[Case]:
     best = ceilings.rates(known)  # now: later the engine has all memory
-    run = _Run(sizes(), clock, best)
-    yield Case(CHECK, "What is 27+45?", partial(_demo, run.cache), limit=200)
+    run = _Run(sizes(), clock, best, folder)
+    yield Case(CHECK, "What is 27+45?", partial(_demo, run.cache), limit=100)
     yield Case(START, "nothing in the compile cache", run.start, limit=400)
     yield Case(ATTENTION, "", lambda: {"chosen": run.engine.attention})
     for batch, context in run.sizes.decode:
@@ -136,11 +136,12 @@ def _demo(cache: str) -> Row:
 class _Run:
     """One engine, started when the first case needs it, and what is measured on it."""
 
-    def __init__(self, sizes: Sizes, clock: Clock, best: dict[str, float]):
+    def __init__(self, sizes: Sizes, clock: Clock, best: dict[str, float], folder: Path):
         self.sizes, self._clock, self._best = sizes, clock, best
-        self._folder = tempfile.TemporaryDirectory(prefix="gpu_check_")
-        (Path(self._folder.name) / "config.json").write_text(json.dumps(sizes.config))
-        self.cache = f"{self._folder.name}/xla"  # JAX has one in a process: the demo model's programs go there too
+        self._model = folder / "model"
+        self._model.mkdir(exist_ok=True)
+        (self._model / "config.json").write_text(json.dumps(sizes.config))
+        self.cache = str(folder / "programs")  # JAX has one in a process: the demo model's programs go there too
         self._engine: Engine | None = None
         self._broken: Exception | None = None
         self._batches = 0
@@ -173,7 +174,7 @@ class _Run:
     def _start(self) -> Engine:
         s = self.sizes
         config = EngineConfig(
-            model=self._folder.name,
+            model=str(self._model),
             load_format="dummy",
             skip_tokenizer_init=True,
             max_model_len=s.max_model_len,

@@ -7,6 +7,7 @@ measurement takes other pages; the queries of a call are the result of the one b
 import functools
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -28,8 +29,14 @@ facts = ceilings.facts
 
 _MEMORY = {"time": "µs", "GB/s": "", "share": "%", "target": "%"}
 _PRODUCTS = {"time": "µs", "TFLOP/s": "", "share": "%", "target": "TFLOP/s"}
+_LIMIT = 40.0  # seconds, of which compiling takes a few
+_LAYERS = 4  # calls that share what the kernel works out from the lengths, as a model's layers do
 DECODE = Table(
-    "decode", "Paged decode attention", _MEMORY, "GB/s counts every key and value once; share is of the read ceiling."
+    "decode",
+    "Paged decode attention",
+    _MEMORY,
+    "GB/s counts every key and value once; share is of the read ceiling. "
+    f"Time is of one of {_LAYERS} layers, for all of which ours works out once how to share the lengths out.",
 )
 PREFILL = Table(
     "prefill",
@@ -97,15 +104,16 @@ def pool() -> tuple[jax.Array, jax.Array]:
     return tuple(ceilings.random_array(seed, (s.pages, s.kv_heads, s.page_size, s.head_dim)) for seed in (1, 2))  # type: ignore
 
 
-def cases(clock: Clock, known: dict[str, float]) -> Iterator[Case]:
-    del clock
+def cases(clock: Clock, known: dict[str, float], folder: Path) -> Iterator[Case]:
+    del clock, folder
     best = functools.cache(lambda: ceilings.rates(known))
     shapes = SHAPES if on_gpu() else [(4, 64)]
     for shape in shapes:
         for name in implementations.attention():
             if name == XLA and shape not in (shapes[0], shapes[-1]) and on_gpu():
                 continue  # it is not meant for a GPU; one shape shows by how much
-            yield Case(DECODE, _decode_name(shape, name), partial(_decode, name, *shape, best))
+            run = partial(_decode, name, *shape, best)
+            yield Case(DECODE, _decode_name(shape, name), run, limit=_LIMIT, kernel=name)
         if shape in COMPARED or not on_gpu():
             for name, run in baselines.DECODE.items():
                 yield Case(DECODE, _decode_name(shape, name), partial(_decode_baseline, run, *shape, best))
@@ -115,7 +123,7 @@ def cases(clock: Clock, known: dict[str, float]) -> Iterator[Case]:
                 continue
             for tile_size in (64, 128) if on_gpu() else (16,):
                 run = partial(_prefill, name, rows, tile_size, best)
-                yield Case(PREFILL, f"{label}: {name}, tile {tile_size}", run)
+                yield Case(PREFILL, f"{label}: {name}, tile {tile_size}", run, limit=_LIMIT, kernel=name)
         if len(set(rows)) == 1 and rows[0][0] == 0:
             run = partial(_dense_prefill, baselines.cudnn, len(rows), rows[0][1], best)
             yield Case(PREFILL, f"{label}: cuDNN, dense", run)
@@ -123,7 +131,8 @@ def cases(clock: Clock, known: dict[str, float]) -> Iterator[Case]:
         yield Case(WRITE, f"{tokens:,} tokens", partial(_write, tokens, best))
     for tokens in (64, 8192) if on_gpu() else (4,):
         for name, product in (*implementations.grouped_matmul(), ("jax.lax.ragged_dot", baselines.ragged_dot)):
-            yield Case(GROUPED, f"{tokens:,} tokens: {name}", partial(_grouped, product, tokens, best))
+            run = partial(_grouped, product, tokens, best)
+            yield Case(GROUPED, f"{tokens:,} tokens: {name}", run, limit=_LIMIT, kernel=name)
     for batch in (64, 256, 1) if on_gpu() else (2,):
         for name, needs in (
             ("greedy", Needs(0)),
@@ -166,13 +175,16 @@ def _decode(implementation: str, batch: int, context: int, best: Callable) -> Ro
 
     def step(index, q, constants):
         tables, k, v = constants
-        table = tables[index % len(tables)]
-        scale = s.head_dim**-0.5
-        return paged_decode_attention(q, k, v, table, lengths, scale=scale, implementation=implementation)
+        for layer in range(_LAYERS):
+            table = tables[(_LAYERS * index + layer) % len(tables)]
+            settings = {"scale": s.head_dim**-0.5, "implementation": implementation}
+            q = paged_decode_attention(q, k, v, table, lengths, **settings)
+        return q
 
     q = ceilings.random_array(3, (batch, 1, s.heads, s.head_dim))
     moved = batch * context * s.token_bytes
-    seconds = loop_seconds(step, q, (_tables(batch, context), *pool()), expected=moved / best()["read"] + 1e-5)
+    expected = _LAYERS * (moved / best()["read"] + 1e-5)
+    seconds = loop_seconds(step, q, (_tables(batch, context), *pool()), expected=expected) / _LAYERS
     return _memory_row(seconds, moved, best, TARGETS.get((batch, context)))
 
 

@@ -8,7 +8,10 @@ from types import ModuleType
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """`module` has `facts() -> dict` and `cases(clock, ceilings) -> Iterator[Case]`; `weight` is its share of time."""
+    """A module with `facts() -> dict` and `cases(clock, ceilings, folder) -> Iterator[Case]`; `weight` shares out time.
+
+    What is in `folder` is there again in the process that goes on behind a case which ended the one before.
+    """
 
     module: str
     weight: float
@@ -18,9 +21,9 @@ class Part:
     def load(self) -> ModuleType:
         return importlib.import_module(self.module)
 
-    def environment(self, device: str, scratch: str) -> dict[str, str]:
-        """Of the part's own process, which has the folder `scratch` to itself."""
-        flags = self.xla_flags.format(scratch=scratch)
+    def environment(self, device: str, folder: str) -> dict[str, str]:
+        """Of the part's own processes, which have `folder` to themselves."""
+        flags = self.xla_flags.format(folder=folder)
         environment = os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()}
         # Named, a GPU that JAX finds and cannot start is an error; left to itself, JAX would go on on the CPU.
         return environment | {"JAX_PLATFORMS": "cpu" if device == "cpu" else "cuda,cpu"}
@@ -29,7 +32,7 @@ class Part:
 # The engine's process also writes down what XLA makes of each decode program, and keeps CUDA graphs on under a trace:
 # both answer whether steps are replayed as graphs.
 _SHOW_GRAPHS = (
-    "--xla_dump_to={scratch} --xla_dump_hlo_module_re=jit_decode --xla_enable_command_buffers_during_profiling=true"
+    "--xla_dump_to={folder}/dump --xla_dump_hlo_module_re=jit_decode --xla_enable_command_buffers_during_profiling=true"
 )
 
 PARTS = {

@@ -112,11 +112,17 @@ class _Watch:
     """What a worker is at, and how long its next event may take."""
 
     case: tuple[str, str] | None = None  # its table and name
+    kernel: tuple[str, str] | None = None  # its table and what it runs
+    hung: bool = False
     limit: float = START_LIMIT
     since: float = dataclasses.field(default_factory=time.monotonic)
 
-    def next(self, case: tuple[str, str] | None, limit: float) -> None:
-        self.case, self.limit, self.since = case, limit, time.monotonic()
+    def begin(self, event: dict[str, Any], limit: float) -> None:
+        self.case, self.kernel = (event["table"], event["case"]), (event["table"], event["kernel"])
+        self.limit, self.since = limit, time.monotonic()
+
+    def end(self) -> None:
+        self.case, self.limit, self.since = None, START_LIMIT, time.monotonic()
 
 
 def run_parts(names: Sequence[str], *, device: str, seconds: float, record: Record) -> None:
@@ -135,31 +141,34 @@ def run_parts(names: Sequence[str], *, device: str, seconds: float, record: Reco
 def _run_part(name: str, device: str, end: float, record: Record) -> None:
     """Run a part; behind a case that killed its process, or hung, it goes on in a new one."""
     done: list[tuple[str, str]] = []
-    while True:
-        orders = {"seconds": end - time.monotonic(), "device": device, "done": done, "ceilings": record.ceilings()}
-        watch = _Watch()
-        error = _run_process(name, device, orders, record, done, watch)
-        if error is None:
-            return
-        table, case = watch.case or (None, None)
-        record.take(name, {"event": "failed", "table": table, "case": case, "error": error})
-        if watch.case is None:
-            return
-        done.append(watch.case)
-        say(f"  {name} goes on in a new process")
+    hung: list[tuple[str, str] | None] = []
+    with tempfile.TemporaryDirectory(prefix="gpu_check_", ignore_cleanup_errors=True) as folder:
+        orders = {"device": device, "done": done, "hung": hung, "ceilings": record.ceilings(), "folder": folder}
+        while True:
+            watch = _Watch()
+            error = _run_process(name, orders | {"seconds": end - time.monotonic()}, record, done, watch)
+            if error is None:
+                return
+            table, case = watch.case or (None, None)
+            record.take(name, {"event": "failed", "table": table, "case": case, "error": error})
+            if watch.case is None:
+                return
+            done.append(watch.case)
+            if watch.hung:
+                hung.append(watch.kernel)
+            say(f"  {name} goes on in a new process")
 
 
 def _run_process(
-    name: str, device: str, orders: dict[str, Any], record: Record, done: list[tuple[str, str]], watch: _Watch
+    name: str, orders: dict[str, Any], record: Record, done: list[tuple[str, str]], watch: _Watch
 ) -> str | None:
     """Run a part until its process ends; `done` and `watch` follow it. Returns why it did not end well."""
     end = time.monotonic() + orders["seconds"]
-    scratch = tempfile.TemporaryDirectory(prefix="gpu_check_", ignore_cleanup_errors=True)
     read, write = os.pipe()
     process = subprocess.Popen(
         [sys.executable, *WORKER, name, str(write)],
         cwd=ROOT,
-        env=PARTS[name].environment(device, scratch.name),
+        env=PARTS[name].environment(orders["device"], orders["folder"]),
         stdin=subprocess.PIPE,
         pass_fds=[write],
     )
@@ -170,23 +179,23 @@ def _run_process(
         with os.fdopen(read) as pipe:
             for event in _events(pipe, watch):
                 if event["event"] == "begin":
-                    watch.next((event["table"], event["case"]), min(event["limit"], end - time.monotonic() + GRACE))
+                    watch.begin(event, min(event["limit"], end - time.monotonic() + GRACE))
                     record.begin(event)
                     continue
                 if watch.case:
                     done.append(watch.case)
-                watch.next(None, START_LIMIT)
+                watch.end()
                 record.take(name, event)
         code = process.wait(timeout=START_LIMIT)
         return f"its process ended with code {code}" if code else None
     except TimeoutError:
+        watch.hung = True
         return f"no answer within {watch.limit:.0f} s"
     except subprocess.TimeoutExpired:
         return "its process did not end"
     finally:
         process.kill()
         process.wait()
-        scratch.cleanup()
 
 
 def _events(pipe: Any, watch: _Watch) -> Iterator[dict[str, Any]]:

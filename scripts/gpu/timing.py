@@ -3,8 +3,9 @@
 Two ways, both with wall-clock time around work that has been waited for:
 
 `loop_seconds` puts hundreds of calls into one program, each fed with the result of the one before, so that the host
-launches once. XLA knows the number of rounds, so it asks the device for nothing in between. One round costs some
-microseconds beside the call itself (a counter, a slice of a page table); they are not taken off.
+launches once. XLA knows the number of rounds, so it asks the device for nothing in between; a call must not branch on
+what the device alone knows. One round costs some microseconds beside the call itself (a counter, a slice of a page
+table); they are not taken off.
 
 `queued_seconds` dispatches the same program again and again and waits for the last. The device never waits for the
 host as long as one call takes longer than a dispatch: use it for work of more than half a millisecond.

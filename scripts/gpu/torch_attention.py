@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from scripts.gpu.case import Case, Clock, NotRun, Row, Table
@@ -32,8 +33,8 @@ def facts() -> dict[str, Any]:
     return {"torch": torch.__version__}
 
 
-def cases(clock: Clock, ceilings: dict[str, float]) -> Iterator[Case]:
-    del clock
+def cases(clock: Clock, ceilings: dict[str, float], folder: Path) -> Iterator[Case]:
+    del clock, folder
     small = not _on_gpu()
     for batch, context in [(2, 64)] if small else _DECODE:
         run = partial(_measure, batch, 1, context, ceilings)

@@ -55,6 +55,7 @@ class Compiled:
 
     program: jax.stages.Compiled
     kernels: list[Kernel]
+    thunks: str  # XLA's list of what the program has a GPU do
 
     @property
     def text(self) -> str:
@@ -85,8 +86,10 @@ def compile_for_h200(function: Callable, *arguments: Any, donate: tuple[int, ...
         os.environ.update(MOSAIC_GPU_DUMP_TO=dump, MOSAIC_GPU_DUMP_PTXAS="1")
         with jax.sharding.use_abstract_mesh(MESH.abstract_mesh):
             jitted = jax.jit(function, donate_argnums=donate, out_shardings=_whole)
-            program = jitted.lower(*arguments).compile()
-        return Compiled(program, [_kernel(path) for path in sorted(Path(dump).glob("*.ptxas"))])
+            program = jitted.lower(*arguments).compile(compiler_options={"xla_dump_to": dump})
+        thunks = "".join(path.read_text() for path in Path(dump).glob("*thunk_sequence_after_thunk_passes.txt"))
+        kernels = [_kernel(path) for path in sorted(Path(dump).glob("*.ptxas"))]
+        return Compiled(program, kernels, thunks)
 
 
 def _kernel(path: Path) -> Kernel:

@@ -45,3 +45,20 @@ def test_no_spills_in_loops_and_no_product_in_another_s_way(
     # At head size 256 the address of the tiles and a scalar or two are put aside once, before the loops.
     assert kernel.spilled_bytes <= (16 if head_dim == 256 else 0)
     assert not kernel.serialized
+
+
+@pytest.mark.parametrize(("tokens", "tile_size"), [(1, 64), (404, 64), (404, 128)])
+def test_any_number_of_tokens_is_compiled(tokens, tile_size):
+    from tests.hopper.compiler import compile_for_h200, on_h200
+
+    pages = ShapeDtypeStruct((PAGES, 8, 64, 128), jnp.bfloat16)
+    arguments = (
+        ShapeDtypeStruct((tokens, 32, 128), jnp.bfloat16),
+        pages,
+        pages,
+        ShapeDtypeStruct((ROWS, 64), jnp.int32),
+        ShapeDtypeStruct((4, tokens // tile_size + ROWS), jnp.int32),
+    )
+    attend = partial(paged_prefill_attention, tile_size=tile_size, scale=128**-0.5)
+    compiled = compile_for_h200(attend, *on_h200(arguments))
+    assert compiled.mosaic_calls == {"paged_prefill_attention": 1}

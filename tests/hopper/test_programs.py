@@ -20,6 +20,7 @@ from jaxserve.runner.sampler import VocabState
 from jaxserve.runner.step_batch import DecodeArrays, PrefillArrays, SamplingRows
 from pallas_kernels.attention_shape import AttentionShape
 from pallas_kernels.mosaic_gpu.refusals import refuse_prefill
+from scripts.gpu.engine import count_graphs
 
 LAYERS, PAGES, PAGE_SIZE, SLOTS = 2, 2048, 64, 64  # of 36 layers, which are all alike
 QWEN3_8B = ModelConfig(
@@ -37,8 +38,7 @@ QWEN3_8B = ModelConfig(
 CACHE = (PAGES, QWEN3_8B.num_kv_heads, PAGE_SIZE, QWEN3_8B.head_dim)
 BUCKETS = Buckets.of(max_num_seqs=SLOTS, max_num_batched_tokens=2048, max_model_len=4096, page_size=PAGE_SIZE)
 
-# Layers that share arrays, on pages of their own, and layers that do not.
-pytestmark = pytest.mark.parametrize("windows", [(None, None), (None, 1024)], ids=["full", "full-and-sliding"])
+FULL_AND_SLIDING = (None, 1024)  # layers that share arrays, on pages of their own
 
 
 def layout_of(windows: tuple[int | None, ...]) -> CacheLayout:
@@ -79,6 +79,7 @@ def assert_written_in_place(compiled: Any, layout: CacheLayout) -> None:
     assert compiled.program.memory_analysis().alias_size_in_bytes == state_bytes
 
 
+@pytest.mark.parametrize("windows", [(None, None), FULL_AND_SLIDING], ids=["full", "full-and-sliding"])
 def test_decode_writes_the_cache_in_place_and_attends_in_kernels_only(windows):
     layout = layout_of(windows)
     batch = DecodeArrays.padding(SLOTS, max_num_seqs=SLOTS, groups=len(layout.windows))
@@ -90,10 +91,12 @@ def test_decode_writes_the_cache_in_place_and_attends_in_kernels_only(windows):
     assert len(schedules) == LAYERS
     lists = dict(zip(windows, schedules, strict=True))
     assert [lists[window] for window in windows] == schedules, "the list of work is computed once"
+    launched = count_graphs(compiled.thunks)
+    assert (launched["graphs"], launched["outside"]) == (1, 0), "outside of a CUDA graph a branch waits for the host"
 
 
-def test_prefill_writes_the_cache_in_place_and_attends_in_kernels_only(windows):
-    layout = layout_of(windows)
+def test_prefill_writes_the_cache_in_place_and_attends_in_kernels_only():
+    layout = layout_of(FULL_AND_SLIDING)
     bucket = BUCKETS.prefill[-1]
     shape = AttentionShape(32, 8, 128, 128, PAGE_SIZE, "bfloat16", tile_size=bucket.tile_size)
     if (refused := refuse_prefill(shape)) is not None:

@@ -152,8 +152,9 @@ def test_grouped_products_take_the_kernel_on_hopper_if_it_takes_the_operands(mon
     monkeypatch.setattr(jax, "devices", lambda: [HOPPER])
     assert choose("bfloat16") == "mosaic_gpu"
     assert choose("float32") == "xla"
-    assert choose("bfloat16", features=60) == "xla"
-    with pytest.raises(ValueError, match="multiples of 8 features"):
+    assert choose("bfloat16", features=24) == "mosaic_gpu"
+    assert choose("bfloat16", features=60) == choose("bfloat16", features=72) == "xla"
+    with pytest.raises(ValueError, match="multiples of 64 features, and below that of 8"):
         choose("bfloat16", features=60, implementation="mosaic_gpu")
     with pytest.raises(ValueError, match="has no grouped products"):
         choose("bfloat16", implementation="native")

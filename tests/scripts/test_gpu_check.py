@@ -72,7 +72,7 @@ def broken(monkeypatch, tmp_path) -> supervisor.Record:
     return supervisor.Record(tmp_path / "result.json", date="2026-01-01", commit=None)
 
 
-def test_a_part_goes_on_behind_cases_that_fail_die_or_hang(broken, capsys):
+def test_a_part_goes_on_behind_cases_that_fail_die_hang_or_lose_the_device(broken, capsys):
     supervisor.run_parts(["broken"], device="cpu", seconds=500, record=broken)
     found = json.loads(broken.path.read_text())
     assert [row["case"] for row in found["tables"]["broken"]["rows"]] == ["first", "wrong", "last"]
@@ -81,8 +81,12 @@ def test_a_part_goes_on_behind_cases_that_fail_die_or_hang(broken, capsys):
         "kills its process": "its process ended with code 11",
         "wrong": "the result is wrong",
         "hangs": "no answer within 1 s",
+        "loses its device": "its process ended with code 70",
     }
-    assert [(case["case"], case["why"]) for case in found["not_run"]] == [("left out", "it does not fit")]
+    assert [(case["case"], case["why"]) for case in found["not_run"]] == [
+        ("left out", "it does not fit"),
+        ("hangs as well", "slow hung in a case before"),
+    ]
     assert gpu_check.summary(broken) == 1
     assert "FAILED broken: hangs: no answer within 1 s" in capsys.readouterr().out
 
@@ -90,7 +94,7 @@ def test_a_part_goes_on_behind_cases_that_fail_die_or_hang(broken, capsys):
 def test_what_the_budget_leaves_no_time_for_is_said(broken):
     supervisor.run_parts(["broken"], device="cpu", seconds=0, record=broken)
     assert {case["why"] for case in broken.data["not_run"]} == {"the budget is spent"}
-    assert len(broken.data["not_run"]) == 7
+    assert len(broken.data["not_run"]) == 9
     assert gpu_check.summary(broken) == 0
 
 

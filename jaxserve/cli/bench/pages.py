@@ -103,6 +103,7 @@ def most_pages(layout: "CacheLayout", length: int) -> int:
         max_num_seqs=1,
         max_num_batched_tokens=layout.max_step_tokens,
         max_model_len=length,
+        max_decode_steps=8,
         page_size=layout.page_size,
         num_pages=layout.pages_of(length),
     )

@@ -13,7 +13,13 @@ _SHOWN = (
 )
 _LEFT_OUT = [name for name in EngineConfig.__dataclass_fields__ if name not in _SHOWN]
 SCHEDULING = Flags("scheduling", EngineConfig).without(*_LEFT_OUT)
-_DEFAULTS = {"max_model_len": 8192, "max_num_seqs": 64, "max_num_batched_tokens": 2048, "num_pages": 2048}
+_DEFAULTS = {
+    "max_model_len": 8192,
+    "max_num_seqs": 64,
+    "max_num_batched_tokens": 2048,
+    "max_decode_steps": 8,
+    "num_pages": 2048,
+}
 
 
 def parser() -> Parser:
