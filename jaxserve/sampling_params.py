@@ -60,9 +60,9 @@ class SamplingParams:
         presence_penalty: subtracted from the logits of tokens already in the output, in [-2, 2].
         frequency_penalty: subtracted once per occurrence in the output, in [-2, 2].
         logit_bias: added to the logits of these token ids, each in [-100, 100].
-        allowed_token_ids: sample from these tokens alone; None allows all.
+        allowed_token_ids: sample from these tokens alone; all are allowed if left out.
         seed: makes the request repeatable, whatever runs beside it; completion i of n uses seed + i.
-        max_tokens: the most tokens of a completion; None goes on to the model's length limit.
+        max_tokens: the most tokens of a completion; with no such limit it goes on to the model's length.
         min_tokens: no end-of-sequence and no stop token before this many.
         stop: a string, or several, that end a completion and are not part of it; at most 64 of 256 characters each.
         stop_token_ids: token ids that end a completion.

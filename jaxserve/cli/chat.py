@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
     config = engine_config(arguments, TEXT_ENGINE)
     settings = _SAMPLING.given(arguments)
     _SAMPLING.settings(**settings)  # wrong ones are refused before the model loads
-    with start_llm(config) as llm, _line_history():
+    with _line_history(), start_llm(config) as llm:
         chat = Chat(
             llm,
             Console(highlight=False),

@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _compilation_cache() -> dict[str, Any]:
     directory = Path(EngineConfig.compilation_cache_dir).expanduser()
-    files = [file for file in directory.glob("*") if file.is_file()]
+    files = [file for file in directory.rglob("*") if file.is_file()]
     return {"directory": str(directory), "files": len(files), "bytes": sum(file.stat().st_size for file in files)}
 
 

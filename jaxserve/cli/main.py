@@ -1,9 +1,12 @@
 """`jaxserve`: finds the command, runs it, and puts what the user has to mend on one line."""
 
+import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import jaxserve
 from jaxserve.cli.flags import Parser
@@ -29,21 +32,53 @@ COMMANDS = {
     "env": ("jaxserve.cli.env", "show versions, devices and the CPU's features"),
 }
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)  # a disk, or what one may have of it
+
+
+class _ClosedInput(io.TextIOBase):
+    """Stands for a standard input that is closed, so that only commands that read it hear of it."""
+
+    def _refuse(self, *_: Any) -> NoReturn:
+        raise InputError("standard input is closed; give it a file or a terminal, or < /dev/null")
+
+    isatty = read = readline = _refuse
+
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code, 2 for what is the user's to mend."""
     try:
-        code = _run(sys.argv[1:] if words is None else words)
-        sys.stdout.flush()
-        return code
+        _check_streams()
+        try:
+            return _run(sys.argv[1:] if words is None else words)
+        finally:
+            sys.stdout.flush()  # of help too, so that what goes wrong with it is said below
     except InputError as error:
         print(f"jaxserve: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader, such as `head`, has left; Python would complain again when it closes stdout
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 1
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        _drop_output()
+        print(f"jaxserve: the output could not all be written ({error.strerror}); make room for it", file=sys.stderr)
+        return 1
+
+
+def _check_streams() -> None:
+    """Refuse a closed standard output, and have a closed standard input refused when it is read; Python has None."""
+    if sys.stdout is None:
+        raise InputError("standard output is closed; leave it open, or send it to /dev/null")
+    if sys.stdin is None:
+        os.open(os.devnull, os.O_RDONLY)  # has its descriptor, or else the engine's socket would, and be lost to it
+        sys.stdin = _ClosedInput()
+
+
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(words: Sequence[str]) -> int:

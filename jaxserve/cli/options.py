@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ENGINE = Flags("engine", EngineConfig)
 # The engine's --seed makes a whole run repeatable, so requests need none of their own.
 SAMPLING = Flags("sampling (what is left out, the model's generation_config.json says)", SamplingParams).without(
-    *("seed", "structured_outputs", "thinking", "chat_grammar")
+    *("seed", "structured_outputs", "thinking", "chat_grammar", "pooling")
 )
 
 TEXT_ENGINE = ENGINE.without("skip_tokenizer_init")

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import os
 import sys
 import time
 from collections import Counter
@@ -46,6 +47,7 @@ def parser() -> Parser:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    _check_files(arguments.input_file, arguments.output_file)
     config = engine_config(arguments)
     lines = _read(arguments.input_file)
     from jaxserve.server import logs  # on demand, as the web framework takes a moment
@@ -63,20 +65,32 @@ def run(arguments: argparse.Namespace) -> None:
 
     counted: Counter[str] = Counter()
     with _open(arguments.output_file) as output, started_engine(config, server) as engine:
+        if arguments.output_file != "-" and os.path.isfile(arguments.output_file):
+            output.truncate(0)  # only now: an engine that does not start costs nobody the results of an earlier run
         app = build_app(engine, served_name(engine, server), server)
         start = time.perf_counter()
         with ProgressBars() as bars:
 
             def write(result: BatchResult) -> None:
                 print(result.to_json(), file=output, flush=True)
-                counted.update(done=1, failed=result.failed, tokens=result.completion_tokens)
+                counted.update(done=1, failed=int(result.failed), tokens=result.completion_tokens)
                 bars("requests", counted["done"], len(lines))
 
-            asyncio.run(run_batch(app, lines, write))
+            try:
+                asyncio.run(run_batch(app, lines, write))
+            except ExceptionGroup as group:  # what `write` raises comes in the group of the tasks
+                raise group.exceptions[0] from group
         seconds = time.perf_counter() - start
     requests = f"{len(lines)} request{'s' * (len(lines) != 1)}, {counted['failed']} of them failed"
     tokens = counted["tokens"]
     print(f"{requests}, {tokens} tokens in {seconds:.2f} s: {tokens / seconds:.1f} tokens/s", file=sys.stderr)
+
+
+def _check_files(source: str, target: str) -> None:
+    """Refuse to write the results over the requests, however the file is called."""
+    files = (source, target)
+    if "-" not in files and all(map(os.path.isfile, files)) and os.path.samefile(source, target):
+        raise InputError(f"{source} and {target} are the same file; give another one for the results")
 
 
 def _read(file: str) -> list[str]:
@@ -92,10 +106,10 @@ def _read(file: str) -> list[str]:
 
 
 def _open(file: str) -> contextlib.AbstractContextManager[TextIO]:
-    """`file` to write to."""
+    """`file` to write to, with what is in it."""
     if file == "-":
         return contextlib.nullcontext(sys.stdout)
     try:
-        return Path(file).open("w", encoding="utf-8")
+        return Path(file).open("a", encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot write the results to {file} ({error.strerror}); give another file") from error

@@ -2,9 +2,11 @@
 
 import dataclasses
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from jaxserve.cli import chat, generate
 from jaxserve.cli.chat import COMMANDS
 from jaxserve.cli.flags import Flags, Parser
 from jaxserve.cli.options import ENGINE, PRESETS, SAMPLING, add_engine_flags, engine_config
@@ -88,6 +90,15 @@ def test_every_flag_explains_itself(flags: Flags):
     parser = Parser("test", "", examples=())
     for action in flags.add_to(parser)._group_actions:
         assert len(action.help) > 10, action.option_strings
+
+
+@pytest.mark.parametrize("command", [generate, chat], ids=["generate", "chat"])
+def test_sampling_flags_are_such_as_can_be_typed(command: ModuleType):
+    told = command.parser().format_help()
+    assert "None" not in told
+    assert "--pooling" not in told
+    assert "--allowed-token-ids" in told
+    assert "--max-tokens" in told
 
 
 def test_a_boolean_can_be_switched_off_over_the_preset(tmp_path: Path):

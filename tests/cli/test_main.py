@@ -38,6 +38,45 @@ def test_an_error_is_one_line_and_exit_code_2(words: str, capsys: pytest.Capture
     assert printed.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "words", ["chat --model /no/such/model", "generate --prompts-file -", "run-batch -i - -o /dev/null"]
+)
+def test_who_reads_a_closed_input_hears_of_it(
+    words: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("sys.stdin", None)
+    assert main(words.split()) == 2
+    assert capsys.readouterr().err.startswith("jaxserve: standard input is closed; ")
+
+
+def test_a_closed_input_does_not_hinder_others():
+    script = (
+        "import socket\nfrom jaxserve.cli.main import main\n"
+        "assert main([]) == 0\nassert socket.socket().fileno() > 2  # which a process that is started would lose\n"
+    )
+    subprocess.run(["sh", "-c", 'exec "$0" -c "$1" <&-', sys.executable, script], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("words", ["env", "--version"])
+def test_a_closed_output_is_refused(words: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.stdout", None)
+    assert main([words]) == 2
+    assert capsys.readouterr().err.startswith("jaxserve: standard output is closed; ")
+
+
+@pytest.mark.parametrize("words", ["env --json", "bench", "--version"])
+@pytest.mark.parametrize("buffering", [1, -1], ids=["at once", "at the end"])
+def test_a_full_disk_is_one_line_and_exit_code_1(
+    words: str, buffering: int, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    with Path("/dev/full").open("w", buffering=buffering) as full:
+        monkeypatch.setattr("sys.stdout", full)
+        assert main(words.split()) == 1
+    printed = capsys.readouterr().err
+    assert "could not all be written (No space left on device)" in printed
+    assert printed.count("\n") == 1
+
+
 @pytest.mark.parametrize("words", [[], ["--help"], ["bench"], ["bench", "--help"]], ids=" ".join)
 def test_the_overview_lists_commands(words: list[str], capsys: pytest.CaptureFixture):
     if "--help" in words:
