@@ -8,7 +8,7 @@ class InputError(ValueError):
     """What was given cannot be served. The message is one sentence: what was given, what is allowed, what to do.
 
     The command line prints it without a traceback and the server answers it with status 400, and with the name of the
-    `field` that is to be mended, where it is certain.
+    `field` that is to be mended, where it is certain; else that is what the sentence begins with, if it is a field.
     """
 
     def __init__(self, sentence: str, *, field: str | None = None):

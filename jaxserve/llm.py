@@ -135,7 +135,7 @@ class LLM:
     def score(self, prompts: str | Sequence[str], continuations: str | Sequence[str]) -> list[Score]:
         """How likely each continuation is after its prompt; one prompt may have several continuations."""
         prompts, continuations = ([text] if isinstance(text, str) else list(text) for text in (prompts, continuations))
-        pairs = [scored_tokens(self.get_tokenizer(), *pair) for pair in paired(prompts, continuations)]
+        pairs = [scored_tokens(self.engine.inputs.tokenize, *pair) for pair in paired(prompts, continuations)]
         outputs = self.generate([{"prompt_token_ids": tokens} for tokens, _ in pairs], SCORING)
         return [read_score(output, count) for output, (_, count) in zip(outputs, pairs, strict=True)]
 
@@ -152,6 +152,7 @@ class LLM:
     @property
     def state(self) -> nnx.State:
         """The model's parameters, as they lie on the devices: the very arrays, not copies."""
+        self._check_open()
         return self.engine.runner.weights
 
     def update_weights(self, state: nnx.State) -> None:
@@ -162,6 +163,7 @@ class LLM:
         they must not be donated to another program; others are cast or moved. The prefix cache is emptied. `InputError`
         if `state` does not belong to this model.
         """
+        self._check_open()
         start = time.perf_counter()
         self.engine.update_weights(state)
         while self.engine.waits_for_new_weights:
@@ -189,6 +191,10 @@ class LLM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _check_open(self) -> None:
+        if self.engine.is_closed:
+            raise InputError("the engine is closed, and its weights and pages are gone; make a new one")
 
     def _chat_prompt(
         self, messages: Sequence[Message], tools: Tools, arguments: dict[str, Any] | None
@@ -222,6 +228,7 @@ class LLM:
         stream: bool,
     ) -> list[str]:
         """Queue all prompts, or none if one of them cannot be served."""
+        self._check_open()
         params = _one_each(sampling_params or self.get_default_sampling_params(), len(prompts), "sampling_params")
         priorities = _one_each(priority, len(prompts), "priority")
         checked = [self.engine.inputs.check(prompt, each) for prompt, each in zip(prompts, params, strict=True)]
@@ -238,6 +245,7 @@ class LLM:
         unfinished = len(ids)
         try:
             while unfinished:
+                self._check_open()  # else what was dropped would be waited for
                 for delta in self.engine.step():
                     self._boxes[delta.request_id].append(delta)
                 for box in boxes:

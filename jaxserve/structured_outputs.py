@@ -96,11 +96,12 @@ class StructuredOutputsParams:
         size = sum(map(len, texts))
         if size > MAX_CHARACTERS:
             raise InputError(f"{self.form} has {size} characters and at most {MAX_CHARACTERS} are possible; shorten it")
-        if not all(map(_is_unicode, [*texts, self.whitespace_pattern or ""])):
+        if not all(map(is_unicode, [*texts, self.whitespace_pattern or ""])):
             raise InputError(f"{self.form} holds half a surrogate pair, which is no character; leave it out")
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """Whether it holds characters only, and no halves of surrogate pairs."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -270,6 +270,21 @@ def test_settings_that_this_model_cannot_honour_are_refused(llm, settings, messa
         llm.generate("Hello", SamplingParams(**settings))
 
 
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda llm, text: llm.generate(text),
+        lambda llm, text: llm.chat(ask(text)),
+        lambda llm, text: llm.chat(ask("Hello"), tools=[{"type": "function", "function": {"name": text}}]),
+        lambda llm, text: llm.embed(text),
+        lambda llm, text: llm.score("Hello", text),
+    ],
+)
+def test_half_a_surrogate_pair_is_refused_wherever_it_is_tokenised(llm, use):
+    with pytest.raises(InputError, match="holds half a surrogate pair, which is no character"):
+        use(llm, "a\udcff")
+
+
 def test_chat_refuses_what_the_template_cannot_render(llm):
     with pytest.raises(InputError, match="messages is empty"):
         llm.chat([[]], GREEDY)
@@ -286,11 +301,34 @@ def test_chat_refuses_what_the_template_cannot_render(llm):
         ({"attention_backend": "mosaic_gpu"}, "attention_backend='mosaic_gpu' is for Hopper GPUs and this is cpu"),
         ({"model": "/no/such/place"}, "no model directory /no/such/place"),
         ({"max_num_seqs": 0}, "max_num_seqs is 0; give an integer from 1 on"),
+        ({"num_pages": 10**8}, r"num_pages=100000000 and max_num_seqs=32 take [\d.]+ GiB and there are"),
+        ({"max_num_seqs": 10**8}, r"and max_num_seqs=100000000 take [\d.]+ GiB and there are"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_by_name(settings, message):
     with pytest.raises(InputError, match=message):
         LLM(**settings, progress=False)
+
+
+def test_a_closed_engine_says_that_it_is_closed():
+    with LLM(**SETTINGS, progress=False) as llm:
+        streams = llm.stream("Hello", GREEDY)
+        next(streams)
+        state = llm.state
+    uses = [
+        lambda: next(streams),
+        lambda: llm.generate("Hello"),
+        lambda: llm.chat(ask("Hello")),
+        lambda: next(llm.stream("Hello")),
+        lambda: llm.embed("Hello"),
+        lambda: llm.score("Hello", " world"),
+        lambda: llm.update_weights(state),
+        lambda: llm.state,
+    ]
+    for use in uses:
+        with pytest.raises(InputError, match="the engine is closed"):
+            use()
+    llm.close()
 
 
 def test_leaving_the_context_frees_every_array():

@@ -163,8 +163,12 @@ def _restore(
         restored = ocp.PyTreeCheckpointHandler().restore(
             item.absolute(), args=ocp.args.PyTreeRestore(tree, restore_args=arguments, partial_restore=True)
         )
-    except (ValueError, OSError, KeyError) as error:
-        raise InputError(f"{item} is damaged ({_first_line(error)}); save it again") from error
+    except Exception as error:
+        # Orbax tells of an array that cannot be read in a bare Exception, of all that TensorStore knows of it.
+        reason = error.__cause__ if type(error) is Exception else error
+        if not isinstance(reason, ValueError | OSError | KeyError):
+            raise
+        raise InputError(f"{item} is damaged ({_first_line(reason)}); save it again") from reason
     return {name: _get(restored, path) for name, path in whole.items()}
 
 

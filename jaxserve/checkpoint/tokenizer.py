@@ -25,6 +25,11 @@ def load_tokenizer(directory: Path) -> Any:
         raise InputError(
             f"{directory} has no tokenizer that loads ({reason}); give one, or skip_tokenizer_init=True"
         ) from error
+    if len(tokenizer.get_added_vocab()) == len(tokenizer):  # what transformers makes of nothing, for some models
+        raise InputError(
+            f"{directory} has no tokenizer that loads (its vocabulary is empty, as where tokenizer.json is missing); "
+            "give one, or skip_tokenizer_init=True"
+        )
     if not tokenizer.is_fast:
         raise InputError(f"the tokenizer of {directory} has no tokenizer.json; convert it to a fast tokenizer")
     return tokenizer

@@ -131,6 +131,7 @@ class Engine:
         self._dispatched: _Dispatched | None = None
         self._new_weights: list[Handover] | None = None  # they wait for the requests that came before them
         self._held: list[Request] = []  # which wait for those weights
+        self.is_closed = False
         self._clock, self._collected_at = clock, 0.0
         self.meter = Meter(
             weight_bytes=self.runner.weight_bytes_per_step,
@@ -281,6 +282,7 @@ class Engine:
 
     def close(self) -> None:
         """Drop all requests and free the device's memory."""
+        self.is_closed = True
         self.abort_all()
         self._dispatched = None
         self.runner.close()

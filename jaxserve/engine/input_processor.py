@@ -9,6 +9,7 @@ from jaxserve.chat.format import ChatFormat
 from jaxserve.config import EngineConfig
 from jaxserve.errors import InputError, nearest
 from jaxserve.sampling_params import MAX_STOP_TOKEN_IDS, SamplingParams
+from jaxserve.structured_outputs import is_unicode
 
 Prompt = str | dict[str, Any]  # text, {"prompt": text} or {"prompt_token_ids": [...]}
 
@@ -77,11 +78,11 @@ class InputProcessor:
         """
         text = self.chat.render(messages, **template_arguments)
         self._check_length(text)
-        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return self._encode(text, add_special_tokens=add_special_tokens)
 
     def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         self._need_tokenizer("a prompt of text")
-        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return self._encode(text, add_special_tokens=add_special_tokens)
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
         """The tokens' text, special tokens included."""
@@ -106,6 +107,14 @@ class InputProcessor:
         self._need_tokenizer("a prompt of text")
         self._check_length(prompt)
         return prompt, self._checked_ids(self.tokenize(prompt))
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        if not is_unicode(text):
+            raise InputError(
+                "the prompt holds half a surrogate pair, which is no character, as comes of bytes that are not UTF-8; "
+                "leave it out"
+            )
+        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
     def _check_length(self, text: str) -> None:
         """Refuse what cannot fit whatever its tokens are: to find those takes a minute for ten megabytes."""

@@ -1,7 +1,7 @@
 """How likely a model finds a text after another."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
 
 from jaxserve.errors import InputError
 from jaxserve.outputs import RequestOutput
@@ -33,18 +33,16 @@ def paired(prompts: list[str], continuations: list[str]) -> list[tuple[str, str]
     return list(zip(prompts, continuations, strict=True))
 
 
-def scored_tokens(tokenizer: Any, prompt: str, continuation: str) -> tuple[list[int], int]:
-    """The tokens of both texts together, and how many of them are the prompt's.
+def scored_tokens(tokenize: Callable[[str], list[int]], prompt: str, continuation: str) -> tuple[list[int], int]:
+    """The tokens of both texts together, and how many of them are the prompt's; `tokenize` is `InputProcessor`'s.
 
     White space between them belongs to the continuation, as words take the space before them into their tokens.
     """
-    if tokenizer is None:
-        raise InputError("scores of texts need a tokenizer, and this engine was started with skip_tokenizer_init=True")
     kept = prompt.rstrip()
     if not kept or not continuation:
         raise InputError("the prompt or the continuation is empty; give at least one token of each")
-    whole = tokenizer.encode(prompt + continuation)
-    count = len(tokenizer.encode(kept))
+    whole = tokenize(prompt + continuation)
+    count = len(tokenize(kept))
     if count >= len(whole):
         raise InputError(f"{continuation!r} adds no token to the prompt; give a longer continuation")
     return whole, count

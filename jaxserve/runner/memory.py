@@ -5,6 +5,7 @@ import warnings
 from typing import Any
 
 import jax
+import numpy as np
 from jax._src import xla_bridge  # what tells whether JAX has started is public nowhere
 
 from jaxserve.errors import InputError
@@ -34,6 +35,15 @@ def _reserved_share() -> float:
     return next((float(os.environ[name]) for name in _RESERVED_SHARE if os.environ.get(name)), _RESERVED_BY_DEFAULT)
 
 
+def _stats(device: jax.Device) -> dict[str, int] | None:
+    """What is known of an accelerator's memory."""
+    return device.memory_stats() if device.platform != "cpu" else None
+
+
+def _host_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def array_bytes(arrays: Any) -> int:
     """Bytes of all arrays of a tree, or of the shapes of some, over all devices."""
     return sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(arrays))
@@ -55,9 +65,9 @@ def plan_pages(
     weights, which are still to come, and the programs' working memory (bytes over all `devices`); on a CPU a quarter of
     the machine's memory, and 4 GiB at most.
     """
-    stats = device.memory_stats() if device.platform != "cpu" else None
+    stats = _stats(device)
     if stats is None:
-        budget = min(_CPU_CACHE_BYTES, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4)
+        budget = min(_CPU_CACHE_BYTES, _host_bytes() // 4)
     else:
         reserved = stats["bytes_limit"]
         asked = int(reserved / _reserved_share() * utilization)
@@ -77,6 +87,17 @@ def plan_pages(
             "or raise gpu_memory_utilization"
         )
     return min(wanted, fitting)
+
+
+def check_state(state: Any, devices: np.ndarray, *, num_pages: int, max_num_seqs: int) -> None:
+    """`InputError` if arrays of these shapes are more than all memory, so that nobody begins to fill it with them."""
+    stats = _stats(devices.flat[0])
+    there = _host_bytes() if stats is None else stats["bytes_limit"] * devices.size
+    if (wanted := array_bytes(state)) > there:
+        raise InputError(
+            f"num_pages={num_pages} and max_num_seqs={max_num_seqs} take {wanted / _GIB:.1f} GiB and there are "
+            f"{there / _GIB:.1f} GiB of memory; lower what is too large of them"
+        )
 
 
 def working_bytes(config: ModelConfig, buckets: Buckets, item_bytes: int) -> int:

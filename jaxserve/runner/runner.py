@@ -16,7 +16,7 @@ from jaxserve.runner.buckets import Buckets, PrefillBucket
 from jaxserve.runner.cache_layout import CacheLayout
 from jaxserve.runner.compilation import compile_all
 from jaxserve.runner.kv_cache import KVCache
-from jaxserve.runner.memory import array_bytes
+from jaxserve.runner.memory import array_bytes, check_state
 from jaxserve.runner.program_cache import ProgramCache
 from jaxserve.runner.programs import DeviceState, Programs, SlotState
 from jaxserve.runner.step_batch import DecodeArrays, Masks, Needs, PrefillArrays, StepBatch, StepResult, VocabRow
@@ -55,16 +55,21 @@ class Runner:
         self._buckets, self._layout = buckets, layout
         self._mesh = mesh
         dtype = self._shapes[0].dtype
-        self.state = DeviceState(
-            KVCache.empty(config, layout, num_pages=num_pages, dtype=dtype, mesh=mesh),
-            SlotState.empty(
-                slots=buckets.max_num_seqs,
-                groups=len(layout.windows),
-                max_pages=buckets.max_pages,
-                vocab_size=config.vocab_size,
-                mesh=mesh,
-            ),
-        )
+
+        def empty() -> DeviceState:
+            return DeviceState(
+                KVCache.empty(config, layout, num_pages=num_pages, dtype=dtype, mesh=mesh),
+                SlotState.empty(
+                    slots=buckets.max_num_seqs,
+                    groups=len(layout.windows),
+                    max_pages=buckets.max_pages,
+                    vocab_size=config.vocab_size,
+                    mesh=mesh,
+                ),
+            )
+
+        check_state(jax.eval_shape(empty), mesh.devices, num_pages=num_pages, max_num_seqs=buckets.max_num_seqs)
+        self.state = empty()
         self._programs = Programs(
             graph,
             self._weights_tree,

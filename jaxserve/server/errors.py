@@ -1,5 +1,6 @@
 """Errors as responses: one sentence each, in OpenAI's shape."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,9 +13,10 @@ from starlette.routing import Match
 
 from jaxserve.errors import InputError, nearest
 from jaxserve.server.failures import Unserved
-from jaxserve.server.protocol.base import ErrorDetail, ErrorResponse
+from jaxserve.server.protocol.base import ErrorDetail, ErrorResponse, RequestType
 
 _SHOWN = 60  # characters of a wrong value that its error repeats
+_WORD = re.compile(r"\w+")
 
 
 class ApiError(Exception):
@@ -47,13 +49,13 @@ class ClientGone(Exception):
     """The client has closed the connection; nobody reads the response."""
 
 
-def as_api_error(error: Exception) -> ApiError:
-    """What the client is told of `error`."""
+def as_api_error(error: Exception, request: Request | None = None) -> ApiError:
+    """What the client is told of `error`, in its own names as far as its `request` has been read."""
     match error:
         case ApiError():
             return error
         case InputError():
-            return ApiError(400, str(error), param=error.field)
+            return _refusal(error, getattr(request.state, "body", None) if request else None)
         case Unserved():
             headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else None
             return ApiError(error.status, str(error), headers=headers)
@@ -61,6 +63,20 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(error.status_code, error.detail, headers=error.headers)
         case _:
             return FAILED
+
+
+def _refusal(error: InputError, body: RequestType | None) -> ApiError:
+    """A sentence about a field begins with it, if it does not name the field beside."""
+    sentence, param = str(error), error.field
+    if body is not None:
+        names = body.other_names()
+        first = _WORD.match(sentence)
+        if param is None and first and (first[0] in names or first[0] in type(body).model_fields):
+            param = first[0]
+        param = names.get(param, param) if param else None
+        for ours, theirs in names.items():
+            sentence = re.sub(rf"^{ours}\b(?!\[)|\b{ours}(?==)", theirs, sentence)
+    return ApiError(400, sentence, param=param)
 
 
 def validation_error(error: ValidationError, request_type: type[BaseModel]) -> ApiError:
@@ -101,7 +117,7 @@ def _shown(value: Any) -> str:
 
 
 async def _respond(request: Request, error: Exception) -> Response:
-    return as_api_error(error).response()
+    return as_api_error(error, request).response()
 
 
 async def _respond_not_found(request: Request, error: Exception) -> Response:

@@ -54,9 +54,11 @@ async def read_body[T: BaseModel](request: Request, request_type: type[T]) -> T:
     except ClientDisconnect:
         raise ClientGone from None
     try:
-        return request_type.model_validate_json(body)
+        read = request_type.model_validate_json(body)
     except ValidationError as error:
         raise validation_error(error, request_type) from None
+    request.state.body = read  # whose names errors go by from here on
+    return read
 
 
 async def while_connected[T](request: Request, work: Awaitable[T]) -> T:

@@ -152,6 +152,17 @@ def test_a_damaged_checkpoint_is_refused_by_its_path(converted: Path, tmp_path: 
         assert f"{path / 'orbax'} is damaged" in refusal(path)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # other arrays' futures
+def test_a_truncated_checkpoint_is_refused_by_its_path_and_in_few_words(converted: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(converted, tmp_path / "model")
+    largest = max(path.glob("orbax/**/d/*"), key=lambda file: file.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:1000])
+    found = refusal(path)
+    assert f"{path / 'orbax'} is damaged" in found
+    assert "value of size 1000" in found
+    assert len(found) < 600
+
+
 @pytest.fixture
 def full_disk() -> Iterator[None]:
     """No file can grow beyond 100 kB: writing fails half-way, as on a full disk."""

@@ -172,3 +172,21 @@ def test_readmes_section_is_of_a_result_that_is_here():
         return
     found = [file for file in (ROOT / "scripts" / "results").glob("*.json") if file.name in section]
     assert section.strip() == readme.section(json.loads(found[0].read_text()), found[0].name).strip()
+
+
+def test_whatever_the_parts_import_is_asked_for():
+    """A machine without a network would find out one import at a time."""
+    program = (
+        "import ast, importlib, sys\n"
+        "from scripts.gpu.parts import PARTS\n"
+        "for part in PARTS.values(): part.load()\n"
+        "for name, module in list(sys.modules.items()):\n"
+        "    if name.partition('.')[0] in ('jaxserve', 'pallas_kernels', 'scripts') and module.__file__:\n"
+        "        for node in ast.parse(open(module.__file__).read()).body:\n"
+        "            if isinstance(node, ast.Import): print(*(alias.name for alias in node.names), sep='\\n')\n"
+        "            if isinstance(node, ast.ImportFrom): print(node.module)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    found = {line.partition(".")[0] for line in run.stdout.split()}
+    own = {"jaxserve", "pallas_kernels", "scripts", "tests"}
+    assert found - own - set(sys.stdlib_module_names) <= gpu_check.NEEDED.keys() | {"jaxlib"}  # JAX's own

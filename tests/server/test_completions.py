@@ -211,6 +211,17 @@ def test_an_echo_of_0_tokens_is_the_prompt_alone(client: httpx.Client, streams: 
     assert choice["logprobs"] == {name: entries[:-1] for name, entries in both.items()}
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_an_echo_of_0_tokens_uses_none(client: httpx.Client, n: int) -> None:
+    fields = {"echo": True, "max_tokens": 0, "n": n}
+    usage = complete(client, PROMPT, **fields)["usage"]
+    assert (usage["completion_tokens"], usage["total_tokens"]) == (0, usage["prompt_tokens"])
+    wanted = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = stream(client, PROMPT, **fields, stream_options=wanted)
+    assert len(chunks) == n + 1
+    assert [chunk["usage"] for chunk in chunks] == [usage] * (n + 1)
+
+
 def test_a_token_is_named_by_its_id_if_asked(client: httpx.Client) -> None:
     fields = GREEDY | {"logprobs": 2, "echo": True, "return_token_ids": True}
     (by_text,) = complete(client, **fields)["choices"]

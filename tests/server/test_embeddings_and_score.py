@@ -54,7 +54,7 @@ def test_scores_are_those_of_python(client: httpx.Client, scores: list[Score]) -
         ("/v1/embeddings", {"input": []}, "input", "input is none of a string"),
         ("/v1/embeddings", {"input": "a", "dimensions": 3}, "dimensions", "dimensions is not supported"),
         ("/v1/embeddings", {"input": "a", "pooling": "cls"}, "pooling", "pooling is 'cls'"),
-        ("/v1/embeddings", {"input": [9999]}, None, "9999"),
+        ("/v1/embeddings", {"input": [9999]}, "input", "9999"),
         ("/score", {"text_1": ["a", "b"], "text_2": ["c"] * 3}, None, "2 prompts for 3 continuations"),
         ("/score", {"text_1": "a", "text_2": ""}, None, "is empty"),
         ("/score", {"text_1": "a"}, "text_2", "text_2 is missing"),

@@ -142,6 +142,7 @@ IMAGE = {"type": "image", "source": {"type": "url", "url": "http://localhost/a.p
     ("fields", "told"),
     [
         ({"max_tokens": 0}, ["max_tokens is 0"]),
+        ({"stop_sequences": [""]}, ["stop_sequences holds ''"]),
         ({"n": 2}, ["no field 'n'"]),
         ({"messages": []}, ["messages is empty"]),
         ({"messages": [{"role": "user", "content": [IMAGE]}]}, ["messages[0].content", "'image'", "'tool_result'"]),
@@ -149,7 +150,7 @@ IMAGE = {"type": "image", "source": {"type": "url", "url": "http://localhost/a.p
         ({"thinking": {"type": "adaptive", "budget_tokens": 1024}}, ["thinking.budget_tokens", "'adaptive'"]),
         ({"thinking": {"type": "enabled", "budget_tokens": -1}}, ["thinking.budget_tokens is -1"]),
         ({"output_config": {"format": {"type": "text"}}}, ["output_config.format.type", "'json_schema'"]),
-        ({"output_config": {"effort": "high"}}, ["reasoning_effort is 'high'"]),
+        ({"output_config": {"effort": "high"}}, ["output_config.effort is 'high'"]),
         ({"tool_choice": {"type": "any"}}, ["tool_choice", "there are no tools"]),
         ({"tools": [{"name": "f", "input_schema": {"type": "array"}}]}, ["tools[0]", "'array'"]),
         ({"tool_choice": {"type": "tool", "name": "f"}}, ["'f'", "not among the tools"]),

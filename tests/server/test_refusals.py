@@ -60,32 +60,32 @@ def test_messages_that_ask_for_nothing_more_are_let_through(client: httpx.Client
 
 
 # What a request says, the field that the error is about, and what its sentence has to tell.
-COMMON: list[tuple[dict[str, Any], str | None, list[str]]] = [
+COMMON: list[tuple[dict[str, Any], str, list[str]]] = [
     ({"temperature": "hot"}, "temperature", ["temperature", "'hot'", "number"]),
-    ({"temperature": 101}, None, ["temperature", "101", "between 0 and 100"]),
-    ({"temperature": -1}, None, ["temperature", "-1"]),
-    ({"top_p": 0}, None, ["top_p", "above 0 and at most 1"]),
-    ({"top_k": -2}, None, ["top_k", "-2"]),
-    ({"min_p": 1.5}, None, ["min_p", "1.5"]),
-    ({"repetition_penalty": 0}, None, ["repetition_penalty", "above 0"]),
-    ({"presence_penalty": 2.5}, None, ["presence_penalty", "2.5"]),
-    ({"frequency_penalty": -2.5}, None, ["frequency_penalty", "-2.5"]),
-    ({"n": 0}, None, ["n is 0"]),
+    ({"temperature": 101}, "temperature", ["temperature", "101", "between 0 and 100"]),
+    ({"temperature": -1}, "temperature", ["temperature", "-1"]),
+    ({"top_p": 0}, "top_p", ["top_p", "above 0 and at most 1"]),
+    ({"top_k": -2}, "top_k", ["top_k", "-2"]),
+    ({"min_p": 1.5}, "min_p", ["min_p", "1.5"]),
+    ({"repetition_penalty": 0}, "repetition_penalty", ["repetition_penalty", "above 0"]),
+    ({"presence_penalty": 2.5}, "presence_penalty", ["presence_penalty", "2.5"]),
+    ({"frequency_penalty": -2.5}, "frequency_penalty", ["frequency_penalty", "-2.5"]),
+    ({"n": 0}, "n", ["n is 0"]),
     ({"n": 2.5}, "n", ["n is 2.5", "integer"]),
     ({"n": "2"}, "n", ["n is '2'", "integer"]),
     ({"n": True}, "n", ["n is True", "integer"]),
-    ({"max_tokens": 0}, None, ["max_tokens", "0"]),
-    ({"min_tokens": 5, "max_tokens": 4}, None, ["min_tokens=5", "max_tokens=4"]),
-    ({"stop": [""]}, None, ["stop", "non-empty"]),
+    ({"max_tokens": 0}, "max_tokens", ["max_tokens", "0"]),
+    ({"min_tokens": 5, "max_tokens": 4}, "min_tokens", ["min_tokens=5", "max_tokens=4"]),
+    ({"stop": [""]}, "stop", ["stop", "non-empty"]),
     ({"stop": [1]}, "stop[0]", ["stop[0]", "string"]),
-    ({"stop_token_ids": [10**9]}, None, ["stop_token_ids", "1000000000"]),
+    ({"stop_token_ids": [10**9]}, "stop_token_ids", ["stop_token_ids", "1000000000"]),
     ({"logit_bias": {"one": 1}}, "logit_bias", ["logit_bias", "token id"]),
-    ({"logit_bias": {"1": 101}}, None, ["logit_bias[1]", "101"]),
-    ({"logit_bias": {"1000000000": 1}}, None, ["logit_bias", "1000000000"]),
-    ({"seed": 2**70}, None, ["seed"]),
+    ({"logit_bias": {"1": 101}}, "logit_bias", ["logit_bias[1]", "101"]),
+    ({"logit_bias": {"1000000000": 1}}, "logit_bias", ["logit_bias", "1000000000"]),
+    ({"seed": 2**70}, "seed", ["seed"]),
     ({"temperature": 10**400}, "temperature", ["temperature", "number"]),
-    ({"n": 10**4000}, None, ["n is 1000"]),
-    ({"prompt_logprobs": 21}, None, ["prompt_logprobs", "21", "max_logprobs=20"]),
+    ({"n": 10**4000}, "n", ["n is 1000"]),
+    ({"prompt_logprobs": 21}, "prompt_logprobs", ["prompt_logprobs", "21", "max_logprobs=20"]),
     ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs", ["prompt_logprobs", "stream"]),
     ({"stream_options": {"include_usage": True}}, "stream_options", ["stream_options", "stream=true"]),
     (
@@ -93,9 +93,13 @@ COMMON: list[tuple[dict[str, Any], str | None, list[str]]] = [
         "stream_options.continuous_usage_stats",
         ["continuous_usage_stats", "include_usage=true"],
     ),
-    ({"allowed_token_ids": []}, None, ["allowed_token_ids is empty"]),
-    ({"allowed_token_ids": [10**9]}, None, ["allowed_token_ids", "1000000000"]),
-    ({"allowed_token_ids": [1273], "min_tokens": 2, "max_tokens": 5}, None, ["allowed_token_ids", "min_tokens=2"]),
+    ({"allowed_token_ids": []}, "allowed_token_ids", ["allowed_token_ids is empty"]),
+    ({"allowed_token_ids": [10**9]}, "allowed_token_ids", ["allowed_token_ids", "1000000000"]),
+    (
+        {"allowed_token_ids": [1273], "min_tokens": 2, "max_tokens": 5},
+        "allowed_token_ids",
+        ["allowed_token_ids", "min_tokens=2"],
+    ),
     ({"priority": "high"}, "priority", ["priority", "'high'"]),
 ]
 
@@ -103,7 +107,7 @@ COMMON: list[tuple[dict[str, Any], str | None, list[str]]] = [
 @pytest.mark.parametrize("path", GOOD)
 @pytest.mark.parametrize(("fields", "param", "told"), COMMON)
 def test_values_that_no_endpoint_takes(
-    client: httpx.Client, path: str, fields: dict[str, Any], param: str | None, told: list[str]
+    client: httpx.Client, path: str, fields: dict[str, Any], param: str, told: list[str]
 ) -> None:
     found = refused(client, path, **fields)
     assert found["param"] == param
@@ -136,6 +140,53 @@ def test_values_that_no_endpoint_takes(
 def test_values_that_completions_do_not_take(client: httpx.Client, fields: dict[str, Any], told: list[str]) -> None:
     message = refused(client, COMPLETIONS, **fields)["message"]
     assert [text for text in told if text not in message] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param", "said"),
+    [
+        (COMPLETIONS, {"prompt": [10**9]}, "prompt", "prompt holds 1000000000;"),
+        (COMPLETIONS, {"prompt": "x", "logprobs": 21}, "logprobs", "logprobs is 21,"),
+        ("/v1/embeddings", {"input": [-1]}, "input", "input holds -1;"),
+        (CHAT, {"messages": [USER], "max_tokens": 0}, "max_tokens", "max_tokens is 0;"),
+        (
+            CHAT,
+            {"messages": [USER], "max_completion_tokens": 0},
+            "max_completion_tokens",
+            "max_completion_tokens is 0;",
+        ),
+        (
+            CHAT,
+            {"messages": [USER], "max_completion_tokens": 4, "min_tokens": 5},
+            "min_tokens",
+            "min_tokens=5 is more than max_completion_tokens=4;",
+        ),
+        (CHAT, {"messages": []}, "messages", "messages is empty;"),
+        (CHAT, {"messages": [USER], "logprobs": True, "top_logprobs": 21}, "top_logprobs", "top_logprobs is 21,"),
+        (CHAT, {"messages": [USER], "reasoning_effort": "low"}, "reasoning_effort", "reasoning_effort is 'low',"),
+        ("/v1/responses", {"input": []}, "input", "input is empty;"),
+        ("/v1/responses", {}, "input", "input is empty;"),
+        ("/v1/responses", {"input": "x", "max_output_tokens": -1}, "max_output_tokens", "max_output_tokens is -1;"),
+        ("/v1/responses", {"input": "x", "temperature": 101}, "temperature", "temperature is 101"),
+        (
+            "/v1/responses",
+            {"input": "x", "reasoning": {"effort": "low"}},
+            "reasoning.effort",
+            "reasoning.effort is 'low',",
+        ),
+    ],
+)
+def test_the_field_is_told_by_the_clients_name(
+    client: httpx.Client, path: str, fields: dict[str, Any], param: str, said: str
+) -> None:
+    found = error(client.post(path, json=fields), 400)
+    assert found["param"] == param
+    assert found["message"].startswith(said)
+
+
+def test_a_refusal_of_no_field_names_none(client: httpx.Client) -> None:
+    found = refused(client, COMPLETIONS, prompt=[5] * 512)
+    assert found["param"] is None
 
 
 def test_best_of_n_is_n(client: httpx.Client) -> None:

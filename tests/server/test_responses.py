@@ -162,12 +162,12 @@ def test_events_are_named_and_the_last_one_ends_the_stream(client: httpx.Client)
         ({"tool_choice": {"type": "function", "name": "f"}}, "tool_choice", ["'f'", "not among the tools"]),
         ({"input": [{"type": "item_reference", "id": "1"}]}, "input", ["input[0] is of type 'item_reference'"]),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, None, ["'input_image'"]),
-        ({"reasoning": {"effort": "low"}}, None, ["reasoning_effort is 'low'"]),
+        ({"reasoning": {"effort": "low"}}, "reasoning.effort", ["reasoning.effort is 'low'"]),
         ({"reasoning": {"summary": "detailed"}}, "reasoning.summary", ["not supported"]),
         ({"include": ["message.output_text.logprobs"]}, "include[0]", ["include[0]"]),
         ({"top_logprobs": 2}, "top_logprobs", ["not supported"]),
-        ({"input": []}, None, ["messages is empty"]),
-        ({"temperature": 101}, None, ["temperature"]),
+        ({"input": []}, "input", ["input is empty"]),
+        ({"temperature": 101}, "temperature", ["temperature"]),
     ],
 )
 def test_what_cannot_be_served_is_refused_by_name(

@@ -76,15 +76,15 @@ def test_special_tokens_are_added_unless_told(llm: LLM, client: httpx.Client, mo
         ("/tokenize", {"prompt": "x", "tool_choice": "none"}, "tool_choice", "goes with messages"),
         ("/tokenize", {"messages": CONVERSATION, "tool_choice": "any"}, "tool_choice", "'required'"),
         ("/tokenize", {"messages": CONVERSATION, "tools": [{"type": "x"}]}, "tools", "only functions are supported"),
-        ("/tokenize", {"messages": []}, None, "messages is empty"),
+        ("/tokenize", {"messages": []}, "messages", "messages is empty"),
         ("/tokenize", {"prompt": ["x"]}, "prompt", "string"),
         ("/detokenize", {}, "tokens", "tokens is missing"),
-        ("/detokenize", {"tokens": [10**9]}, None, "1000000000"),
-        ("/detokenize", {"tokens": [-1]}, None, "-1"),
+        ("/detokenize", {"tokens": [10**9]}, "tokens", "1000000000"),
+        ("/detokenize", {"tokens": [-1]}, "tokens", "-1"),
         ("/detokenize", {"tokens": "x"}, "tokens", "array"),
     ],
 )
-def test_what_is_refused(client: httpx.Client, path: str, body: dict[str, Any], param: str | None, told: str) -> None:
+def test_what_is_refused(client: httpx.Client, path: str, body: dict[str, Any], param: str, told: str) -> None:
     found = error(client.post(path, json=body), 400)
     assert found["param"] == param
     assert told in found["message"]

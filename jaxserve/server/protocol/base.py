@@ -29,6 +29,10 @@ class RequestType(BaseModel):
                 raise refusal(name, f"{name}{other} is not supported; leave it out")
         return {name: value for name, value in given.items() if name not in cls.unsupported}
 
+    def other_names(self) -> dict[str, str]:
+        """What the engine's errors call otherwise than this request does, each with the request's name for it."""
+        return {}
+
 
 def refusal(field: str, sentence: str) -> PydanticCustomError:
     """An error about one field of the type that is being validated."""

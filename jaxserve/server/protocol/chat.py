@@ -124,6 +124,9 @@ class ChatCompletionRequest(StructuredRequest):
         limit = self.max_tokens if self.max_tokens is not None else self.max_completion_tokens
         return settings | {"max_tokens": limit, "logprobs": (self.top_logprobs or 0) if self.logprobs else None}
 
+    def other_names(self) -> dict[str, str]:
+        return {} if self.max_completion_tokens is None else {"max_tokens": "max_completion_tokens"}
+
     def template_arguments(self) -> dict[str, Any]:
         """What the template is rendered with, beside messages and tools."""
         given = {name: value for name in _BESIDE[2:] if (value := getattr(self, name)) is not None}

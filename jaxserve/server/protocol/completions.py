@@ -54,6 +54,9 @@ class CompletionRequest(StructuredRequest):
             settings["max_tokens"] = 1  # which is left out of the answer
         return settings
 
+    def other_names(self) -> dict[str, str]:
+        return {"prompt_token_ids": "prompt"}
+
     @property
     def only_echoes(self) -> bool:
         """Whether the answer is the prompt alone, as whoever wants its log-probabilities asks."""

@@ -21,6 +21,9 @@ class EmbeddingRequest(RequestType):
     pooling: Literal["mean", "last"] | None = None
     normalize: bool | None = None
 
+    def other_names(self) -> dict[str, str]:
+        return {"prompt_token_ids": "input"}
+
 
 class EmbeddingUsage(ResponseType):
     prompt_tokens: int

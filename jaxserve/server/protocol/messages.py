@@ -200,6 +200,11 @@ class CountTokensRequest(RequestType):
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         return system + [message for given in self.messages for message in given.as_messages()]
 
+    def other_names(self) -> dict[str, str]:
+        names = {"stop": "stop_sequences", "thinking_token_budget": "thinking.budget_tokens"}
+        effort = self.output_config and self.output_config.effort
+        return names | ({"reasoning_effort": "output_config.effort"} if effort else {})
+
     def template_arguments(self) -> dict[str, Any]:
         """An assistant's message at the end is the beginning of the answer."""
         arguments = self.chat_template_kwargs or {}

@@ -189,6 +189,10 @@ class ResponsesRequest(SamplingFields):
             "structured_outputs": self._wanted,
         }
 
+    def other_names(self) -> dict[str, str]:
+        names = {"messages": "input", "max_tokens": "max_output_tokens"}
+        return names | ({"reasoning_effort": "reasoning.effort"} if self.reasoning and self.reasoning.effort else {})
+
     def template_arguments(self) -> dict[str, Any]:
         effort = self.reasoning.effort if self.reasoning else None
         return (self.chat_template_kwargs or {}) | ({} if effort is None else {"reasoning_effort": effort})

@@ -1,5 +1,6 @@
 """`/v1/completions`"""
 
+import contextlib
 import logging
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from jaxserve.server.protocol.completions import (
     CompletionLogprobs,
     CompletionRequest,
 )
-from jaxserve.server.routes.reply import Counts, Reply, answer, new_id
+from jaxserve.server.routes.reply import Counts, Deltas, Reply, answer, new_id
 from jaxserve.server.routes.served import Served
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,8 @@ class Completions:
             cache_salt=body.cache_salt or "",
             stream=bool(body.stream),
         )
+        if body.only_echoes:
+            deltas = _without_completions(deltas)
         return await answer(request, reply, deltas, stream=body.stream)
 
     async def _prompt(self, body: CompletionRequest, params: SamplingParams, prompt: str | list[int]) -> _Prompt:
@@ -74,6 +77,16 @@ class Completions:
         if room is not None and len(prompt) > room:
             return _Prompt({"prompt_token_ids": prompt[-room:]}, None)
         return _Prompt({"prompt_token_ids": prompt}, text)
+
+
+async def _without_completions(deltas: Deltas) -> Deltas:
+    """The prompts alone: the engine makes a token at least, which the client neither gets nor is told of."""
+    async with contextlib.aclosing(deltas):
+        async for delta in deltas:
+            delta.outputs = [
+                CompletionOutput(output.index, logprobs=[], finish_reason="length") for output in delta.outputs
+            ]
+            yield delta
 
 
 class _CompletionReply(Reply):
@@ -120,8 +133,6 @@ class _CompletionReply(Reply):
 
     def _choice(self, output: RequestOutput, completion: CompletionOutput) -> CompletionChoice:
         """A completion, or what a step added to it. The first time, what is told of the prompt goes with it."""
-        if self._body.only_echoes:
-            completion = CompletionOutput(completion.index, logprobs=[], finish_reason="length")
         number = self._numbers[output.request_id]
         index = number * self._params.n + completion.index
         begins = index not in self._offsets

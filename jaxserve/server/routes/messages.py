@@ -60,7 +60,7 @@ def _errors_as_anthropic_has_them(handler: Handler) -> Handler:
         try:
             return await handler(self, request)
         except (ApiError, Unserved, HTTPException, InputError) as error:
-            told = as_api_error(error)
+            told = as_api_error(error, request)
             return Response(_error(told).to_json(), told.status, told.headers, media_type="application/json")
 
     return handle

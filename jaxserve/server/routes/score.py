@@ -32,8 +32,7 @@ class Scores:
         logger.debug("%s: user %r", id, body.user)
         engine = self._served.engine
         pairs = paired(body.text_1, body.text_2)
-        tokenizer = engine.inputs.tokenizer
-        tokens = await asyncio.to_thread(lambda: [scored_tokens(tokenizer, *pair) for pair in pairs])
+        tokens = await asyncio.to_thread(lambda: [scored_tokens(engine.inputs.tokenize, *pair) for pair in pairs])
         prompts: dict[str, Prompt] = {
             f"{id}-{number}": {"prompt_token_ids": token_ids} for number, (token_ids, _) in enumerate(tokens)
         }
