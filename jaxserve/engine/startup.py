@@ -99,7 +99,7 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
         attention_backend=resolved.attention_backend,
         compilation_cache_dir=resolved.compilation_cache_dir,
     )
-    stage_done("page pool")
+    stage_done("plan of pages and programs")
 
     # Programs are compiled while the weights come.
     with ThreadPoolExecutor(1) as pool:
@@ -116,7 +116,10 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
 
         runner.compile(on_compiled)
         seconds["programs"] = time.perf_counter() - start
-        runner.place(loading.result()[1])
+        weights = loading.result()[1]
+        placing = time.perf_counter()
+        runner.place(weights)
+        seconds["page pool"] = time.perf_counter() - placing
     eos = eos_token_ids(generation, hf)
     defaults = sampling_defaults(generation)
     return Loaded(resolved, model, tokenizer, chat, eos, defaults, buckets, layout, runner, attention, seconds)

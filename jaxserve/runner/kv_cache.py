@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxserve.models.config import ModelConfig
 from jaxserve.parallel.mesh import TENSOR, sharding
@@ -31,16 +31,21 @@ class KVCache(NamedTuple):
         cls, config: ModelConfig, layout: CacheLayout, *, num_pages: int, dtype: jnp.dtype, mesh: Mesh
     ) -> "KVCache":
         """Zeroed pages for `config` as it stands on the mesh (`over_tensor_axis`)."""
-        where = sharding(mesh, *_HEADS)
 
         def pages(dim: int) -> jax.Array:
-            return jnp.zeros((num_pages, config.num_kv_heads, layout.page_size, dim), dtype, device=where)
+            shape = (num_pages, config.num_kv_heads, layout.page_size, dim)
+            return jnp.zeros(shape, dtype, device=cls.sharding(mesh))
 
         arrays = range(layout.num_arrays)
         return cls(
             tuple(pages(config.key_dim) for _ in arrays),
             tuple(pages(config.value_dim) if config.value_dim else None for _ in arrays),
         )
+
+    @staticmethod
+    def sharding(mesh: Mesh) -> NamedSharding:
+        """How each array is split."""
+        return sharding(mesh, *_HEADS)
 
 
 def page_bytes(config: ModelConfig, layout: CacheLayout, dtype: jnp.dtype) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from jaxserve.checkpoint.exchange import Handover, match, place_like
 from jaxserve.models.config import ModelConfig
@@ -68,8 +68,10 @@ class Runner:
                 ),
             )
 
-        check_state(jax.eval_shape(empty), mesh.devices, num_pages=num_pages, max_num_seqs=buckets.max_num_seqs)
-        self.state = empty()
+        self.state: DeviceState
+        self._empty_state, (cache, slots) = empty, jax.eval_shape(empty)
+        self._state_shapes = DeviceState(_placed(KVCache.sharding(mesh), cache), _placed(sharding(mesh), slots))
+        check_state(self._state_shapes, mesh.devices, num_pages=num_pages, max_num_seqs=buckets.max_num_seqs)
         self._programs = Programs(
             graph,
             self._weights_tree,
@@ -103,8 +105,12 @@ class Runner:
         self._compiled = dict(zip(programs, compile_all(tasks, on_compiled), strict=True))
 
     def place(self, weights: nnx.State) -> None:
-        """Take the weights, of the shapes and on the devices that were announced. Programs need none to be compiled."""
+        """Take the weights, of the shapes and on the devices that were announced, and make the page pool.
+
+        Not before the programs are compiled: on a GPU, XLA tries kernels out meanwhile, in memory of the device.
+        """
         self._weights = jax.tree.leaves(weights)
+        self.state = self._empty_state()
 
     def dispatch(self, batch: StepBatch) -> StepResult:
         """Start one step; the result's arrays are on the device, under way."""
@@ -189,10 +195,10 @@ class Runner:
     def _compile(self, program: Callable, arrays: PrefillArrays | DecodeArrays) -> jax.stages.Compiled:
         # Outputs lie as the inputs they replace, so that each step's result fits the next step's program.
         whole = sharding(self._mesh)
-        state = jax.tree.map(lambda array: array.sharding, self.state)
+        state = jax.tree.map(lambda shape: shape.sharding, self._state_shapes)
         step = jax.jit(program, donate_argnums=1, in_shardings=(None, None, whole), out_shardings=(state, whole))
         with jax.set_mesh(self._mesh):  # for the layers that split their own work
-            return self._compiled_of(step.lower(self._shapes, self.state, arrays))
+            return self._compiled_of(step.lower(self._shapes, self._state_shapes, arrays))
 
     def _compile_vocab_row(self) -> jax.stages.Compiled:
         size = self._vocab_size
@@ -206,7 +212,12 @@ class Runner:
     def _compile_loading(self, load: Callable, loaded: VocabRow | Masks) -> jax.stages.Compiled:
         whole = sharding(self._mesh)
         program = jax.jit(load, donate_argnums=0, in_shardings=(None, whole), out_shardings=whole)
-        return self._compiled_of(program.lower(self.state.slots.vocab, loaded))
+        return self._compiled_of(program.lower(self._state_shapes.slots.vocab, loaded))
 
     def _compiled_of(self, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
         return lowered.compile(compiler_options=_COMPILER_OPTIONS.get(self._mesh.devices.flat[0].platform))
+
+
+def _placed(where: NamedSharding, shapes: Any) -> Any:
+    """The shapes of arrays that will lie so."""
+    return jax.tree.map(lambda shape: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where), shapes)
