@@ -13,6 +13,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,11 +37,13 @@ parts:
 Each part runs in a process of its own. A case that fails, hangs or kills its process is shown and recorded, the part
 goes on behind it, and the exit status is 1 at the end. Each part has its share of --budget, and what it leaves over
 goes to those behind it; cases that find their time spent are listed as not run. The result file is written after each
-row, so that a run which is cut short has its numbers too.
+row, so that a run which is cut short has its numbers too. Where a machine is lent for longer, run the parts alone:
+correctness --budget 5m, then ceilings kernels --budget 9m, then ceilings engine --budget 9m.
 
 How it measures is said at the top of scripts/gpu/timing.py, what each table counts above the table itself.
 
-A machine without a network: the parts need {", ".join(NEEDED.values())}.
+A machine without a network: the parts need
+{textwrap.fill(", ".join(NEEDED.values()), 110)}.
 What it lacks travels as wheels. Where there is a network, make a folder of them that git ignores (the versions are
 those of requirements.lock; name what is missing and what it needs in turn; JAX's CUDA packages are too large to carry):
 

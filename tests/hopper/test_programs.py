@@ -79,8 +79,8 @@ def assert_written_in_place(compiled: Any, layout: CacheLayout) -> None:
     assert compiled.program.memory_analysis().alias_size_in_bytes == state_bytes
 
 
-@pytest.mark.parametrize("windows", [(None, None), FULL_AND_SLIDING], ids=["full", "full-and-sliding"])
-def test_decode_writes_the_cache_in_place_and_attends_in_kernels_only(windows):
+def test_decode_writes_the_cache_in_place_and_attends_in_kernels_only():
+    windows = FULL_AND_SLIDING
     layout = layout_of(windows)
     batch = DecodeArrays.padding(SLOTS, max_num_seqs=SLOTS, groups=len(layout.windows))
     compiled = compiled_program(lambda programs: programs.decode, layout, batch)

@@ -25,7 +25,7 @@ shapes = {
 }
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     lengths=st.lists(st.sampled_from([0, 1, 7, 8, 16, 17, 63, 64, 65, 130]), min_size=1, max_size=4),
     queries=st.sampled_from([1, 1, 2, 5]),
@@ -35,7 +35,7 @@ def test_decode_equals_float64_attention_and_reads_no_unused_position(**case):
     check_decode(paged_decode_attention, **case)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     rows=st.lists(
         st.tuples(st.sampled_from([0, 1, 9, 64]), st.sampled_from([1, 5, 16, 17, 40])), min_size=1, max_size=3
