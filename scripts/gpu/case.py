@@ -28,6 +28,11 @@ class Case:
     kernel: str = ""  # what it runs: behind one that hangs, no other case of its table with the same is begun
 
 
+def kernel_case(table: Table, kernel: str, name: str, run: Callable[[], Row]) -> Case:
+    """A case of one kernel, which takes seconds: to compile it, and its reference on the host where it has one."""
+    return Case(table, name, run, limit=40.0, kernel=kernel)
+
+
 class NotRun(Exception):
     """A case that this machine, or the time that is left, gives no number for; the message says why."""
 

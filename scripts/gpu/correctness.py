@@ -21,7 +21,7 @@ from pallas_kernels.paged_attention import paged_decode_attention, paged_prefill
 from pallas_kernels.xla.tiles import prefill_tiles
 from pallas_kernels.xla.write_pages import write_pages
 from scripts.gpu import ceilings, implementations
-from scripts.gpu.case import Case, Clock, Row, Table
+from scripts.gpu.case import Case, Clock, Row, Table, kernel_case
 from scripts.gpu.timing import on_gpu
 from tests.pallas_kernels.reference import Pool, reference
 
@@ -36,7 +36,6 @@ OTHER = Table(
     "correct other", "Correctness: page writes and sampling", _COLUMNS, "error is the share of wrong entries."
 )
 
-_LIMIT = 40.0  # seconds, of which a kernel takes a few to compile and its reference up to ten
 # What rounding weights and outputs to the dtype may cost; a wrong page or mask costs a hundred times more.
 ALLOWED = {"bfloat16": 1e-2, "float16": 2e-3, "float32": 1e-5}
 
@@ -94,16 +93,12 @@ def cases(clock: Clock, known: dict[str, float], folder: Path) -> Iterator[Case]
         yield from rest
 
 
-def _case(table: Table, implementation: str, name: str, run: Callable[[], Row]) -> Case:
-    return Case(table, f"{implementation}: {name}", run, limit=_LIMIT, kernel=implementation)
-
-
 def _grouped_cases() -> Iterator[Case]:
     shapes = ((300, 8, 384, 256), (512, 128, 768, 1024)) if on_gpu() else ((40, 4, 24, 16),)
     for tokens, groups, outputs, inputs in shapes:
         for name, product in implementations.grouped_matmul():
             run = partial(_grouped, product, tokens, groups, outputs, inputs)
-            yield _case(GROUPED, name, f"{tokens} rows, {groups} x {outputs} x {inputs}", run)
+            yield kernel_case(GROUPED, name, f"{name}: {tokens} rows, {groups} x {outputs} x {inputs}", run)
 
 
 def _other_cases() -> Iterator[Case]:
@@ -119,13 +114,17 @@ def _decode_cases() -> Iterator[Case]:
     shapes = [*_VARIANTS, Shape(queries=4), Shape(kv_heads=2, group=8, queries=3, window=64)] if on_gpu() else _TINY
     for name in implementations.attention():
         for shape in shapes if name == MOSAIC_GPU else shapes[:2]:
-            yield _case(DECODE, name, str(shape), partial(_decode, name, shape, lengths))
+            yield kernel_case(DECODE, name, f"{name}: {shape}", partial(_decode, name, shape, lengths))
         if name == MOSAIC_GPU:
             rng = np.random.default_rng(1)
             busy, long = Shape(2, 4), Shape(1, 4)
             lengths_of_64 = rng.integers(1, 3000, 64).tolist()
-            yield _case(DECODE, name, "64 rows of 1 to 3,000", partial(_decode, name, busy, lengths_of_64))
-            yield _case(DECODE, name, "rows of 131,072 and 5", partial(_decode, name, long, [131_072, 5]))
+            yield kernel_case(
+                DECODE, name, f"{name}: 64 rows of 1 to 3,000", partial(_decode, name, busy, lengths_of_64)
+            )
+            yield kernel_case(
+                DECODE, name, f"{name}: rows of 131,072 and 5", partial(_decode, name, long, [131_072, 5])
+            )
 
 
 def _prefill_cases() -> Iterator[Case]:
@@ -134,10 +133,10 @@ def _prefill_cases() -> Iterator[Case]:
         for tile_size in (64, 128) if name == MOSAIC_GPU else (64,) if on_gpu() else (16,):
             for shape in _TINY if not on_gpu() else _VARIANTS if name == MOSAIC_GPU else _VARIANTS[:2]:
                 run = partial(_prefill, name, shape, rows, tile_size)
-                yield _case(PREFILL, name, f"{shape}, tile {tile_size}", run)
+                yield kernel_case(PREFILL, name, f"{name}: {shape}, tile {tile_size}", run)
         if name == MOSAIC_GPU:
             run = partial(_prefill, name, Shape(2, 4), [(0, 8192)], 128, checked=64)
-            yield _case(PREFILL, name, "one prompt of 8,192", run)
+            yield kernel_case(PREFILL, name, f"{name}: one prompt of 8,192", run)
 
 
 def compare(run: Callable[[], jax.Array], expected: np.ndarray, dtype: str, taken: object = ...) -> Row:

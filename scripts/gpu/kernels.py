@@ -22,14 +22,13 @@ from pallas_kernels.paged_attention import paged_decode_attention, paged_prefill
 from pallas_kernels.xla.tiles import prefill_tiles
 from pallas_kernels.xla.write_pages import write_pages
 from scripts.gpu import baselines, ceilings, implementations
-from scripts.gpu.case import Case, Clock, NotRun, Row, Table
+from scripts.gpu.case import Case, Clock, NotRun, Row, Table, kernel_case
 from scripts.gpu.timing import COLD_BYTES, loop_seconds, on_gpu, queued_seconds
 
 facts = ceilings.facts
 
 _MEMORY = {"time": "µs", "GB/s": "", "share": "%", "target": "%"}
 _PRODUCTS = {"time": "µs", "TFLOP/s": "", "share": "%", "target": "TFLOP/s"}
-_LIMIT = 40.0  # seconds, of which compiling takes a few
 _LAYERS = 4  # calls that share what the kernel works out from the lengths, as a model's layers do
 DECODE = Table(
     "decode",
@@ -113,7 +112,7 @@ def cases(clock: Clock, known: dict[str, float], folder: Path) -> Iterator[Case]
             if name == XLA and shape not in (shapes[0], shapes[-1]) and on_gpu():
                 continue  # it is not meant for a GPU; one shape shows by how much
             run = partial(_decode, name, *shape, best)
-            yield Case(DECODE, _decode_name(shape, name), run, limit=_LIMIT, kernel=name)
+            yield kernel_case(DECODE, name, _decode_name(shape, name), run)
         if shape in COMPARED or not on_gpu():
             for name, run in baselines.DECODE.items():
                 yield Case(DECODE, _decode_name(shape, name), partial(_decode_baseline, run, *shape, best))
@@ -123,7 +122,7 @@ def cases(clock: Clock, known: dict[str, float], folder: Path) -> Iterator[Case]
                 continue
             for tile_size in (64, 128) if on_gpu() else (16,):
                 run = partial(_prefill, name, rows, tile_size, best)
-                yield Case(PREFILL, f"{label}: {name}, tile {tile_size}", run, limit=_LIMIT, kernel=name)
+                yield kernel_case(PREFILL, name, f"{label}: {name}, tile {tile_size}", run)
         if len(set(rows)) == 1 and rows[0][0] == 0:
             run = partial(_dense_prefill, baselines.cudnn, len(rows), rows[0][1], best)
             yield Case(PREFILL, f"{label}: cuDNN, dense", run)
@@ -132,7 +131,7 @@ def cases(clock: Clock, known: dict[str, float], folder: Path) -> Iterator[Case]
     for tokens in (64, 8192) if on_gpu() else (4,):
         for name, product in (*implementations.grouped_matmul(), ("jax.lax.ragged_dot", baselines.ragged_dot)):
             run = partial(_grouped, product, tokens, best)
-            yield Case(GROUPED, f"{tokens:,} tokens: {name}", run, limit=_LIMIT, kernel=name)
+            yield kernel_case(GROUPED, name, f"{tokens:,} tokens: {name}", run)
     for batch in (64, 256, 1) if on_gpu() else (2,):
         for name, needs in (
             ("greedy", Needs(0)),
