@@ -38,7 +38,8 @@ class Operation:
         summary: in a few words.
         answers: the type of the JSON that it answers with, or another media type.
         takes: the type of the JSON that it is sent.
-        streams: the type of each server-sent event's data, if it is asked to stream; `[DONE]` comes last.
+        streams: the type of each server-sent event's data, if it is asked to stream.
+        last_event: the data of the one event that is none of that type.
         errors: statuses that it may answer with beside those of any endpoint.
         errors_are: the type of their JSON.
     """
@@ -47,6 +48,7 @@ class Operation:
     answers: Any
     takes: type[BaseModel] | None = None
     streams: type[BaseModel] | None = None
+    last_event: str | None = None
     errors: tuple[int, ...] = ()
     errors_are: Any = ErrorResponse
 
@@ -121,7 +123,10 @@ def _operation(name: str, operation: Operation, schemas: dict[Any, Any]) -> dict
     else:
         content = _json(schemas[operation.answers])
     if operation.streams:
-        data = {"type": "string", "contentMediaType": "application/json", "contentSchema": schemas[operation.streams]}
+        data: dict[str, Any] = {"type": "string", "contentMediaType": "application/json"}
+        data["contentSchema"] = schemas[operation.streams]
+        if operation.last_event:
+            data = {"anyOf": [{"const": operation.last_event}, data]}
         event = {"type": "object", "properties": {"event": {"type": "string"}, "data": data}, "required": ["data"]}
         content["text/event-stream"] = {"schema": event}  # of each event
     described["responses"] = {"200": {"description": "Success.", "content": content}} | {

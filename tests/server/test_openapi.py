@@ -54,6 +54,26 @@ def test_no_request_fails_the_server_or_meets_a_status_that_is_not_described(
     case.call_and_validate(base_url=server, checks=CHECKED, timeout=60)
 
 
+QUESTION = [{"role": "user", "content": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "a", "max_tokens": 2}),
+        ("/v1/chat/completions", {"messages": QUESTION, "max_tokens": 2}),
+        ("/v1/responses", {"input": "a", "max_output_tokens": 2}),
+        ("/v1/messages", {"messages": QUESTION, "max_tokens": 2}),
+    ],
+)
+def test_each_event_of_a_stream_is_as_described(path: str, body: dict[str, Any], server: str) -> None:
+    case = DESCRIBED[path]["POST"].Case(
+        body=body | {"model": MODEL_NAME, "stream": True}, media_type="application/json"
+    )
+    response = case.call_and_validate(base_url=server, checks=CHECKED, timeout=60)
+    assert response.headers["content-type"][0].startswith("text/event-stream")
+
+
 def test_the_document_is_valid() -> None:
     DESCRIBED.validate()
     assert DESCRIBED.specification.version == "3.1.0"

@@ -42,6 +42,7 @@ class Chat:
             takes=ChatCompletionRequest,
             answers=ChatCompletion,
             streams=ChatChunk,
+            last_event=Reply.last_event,
             errors=GENERATES,
         )
     )

@@ -43,6 +43,7 @@ class Completions:
             takes=CompletionRequest,
             answers=Completion,
             streams=Completion,
+            last_event=Reply.last_event,
             errors=GENERATES,
         )
     )
