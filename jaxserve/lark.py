@@ -34,6 +34,12 @@ def special_tokens(tokenizer: Any) -> dict[str, int]:
     }
 
 
+def told(error: str) -> str:
+    """What llguidance says is wrong with a grammar, in a line of words."""
+    line = next(iter(error.strip().splitlines()), "no reason given")
+    return "it leaves nothing that may come next" if line == "NoExtensionBias" else line
+
+
 def json_value(
     schema: Mapping[str, Any], *, lenient: bool = False, wanted: StructuredOutputsParams | None = None
 ) -> str:

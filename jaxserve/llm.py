@@ -5,7 +5,7 @@ import itertools
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -51,18 +51,18 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         priority: int | Sequence[int] = 0,
+        use_tqdm: bool = True,
     ) -> list[RequestOutput]:
         """The completions of each prompt, in the prompts' order.
 
         A prompt is a string, `{"prompt": text}` or `{"prompt_token_ids": [...]}`. One `SamplingParams` serves all
         prompts, or give one for each; without any, the model's recommended ones. Requests of lower `priority` values
-        run first. `InputError` if any prompt cannot be served, and then none has run.
+        run first. `use_tqdm=False` shows no bar. `InputError` if any prompt cannot be served, and then none has run.
         """
-        prompts = [prompts] if isinstance(prompts, str | dict) else list(prompts)
-        ids = self._add(prompts, sampling_params, priority, stream=False)
+        ids = self._add(_several(prompts, "prompts"), sampling_params, priority, stream=False)
         outputs: dict[str, RequestOutput] = {}
         finished = 0
-        with ProgressBars(enabled=self._progress) as bars:
+        with ProgressBars(enabled=self._progress and use_tqdm) as bars:
             for delta in self._deltas(ids):
                 add_delta(outputs, delta)
                 if delta.finished:
@@ -78,6 +78,7 @@ class LLM:
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
         *,
         tools: list[dict[str, Any]] | None = None,
         tool_choice: Choice = "auto",
@@ -91,13 +92,17 @@ class LLM:
         answer behind the thinking. `tool_choice` is in OpenAI's forms. `chat_template_kwargs` are what `render_chat`
         takes, such as `{"enable_thinking": False}`.
         """
+        if not isinstance(messages, Sequence):
+            raise InputError(
+                f"messages is of type {type(messages).__name__}; give a list of messages, or a list of such lists"
+            )
         one = bool(messages) and isinstance(messages[0], dict)
         conversations: list[Any] = [messages] if one else list(messages)
         called = Tools.of(tools, tool_choice, parallel=parallel_tool_calls)
         prompts = [self._chat_prompt(m, called, chat_template_kwargs) for m in conversations]
-        given = _one_each(sampling_params or self.get_default_sampling_params(), len(prompts), "sampling_params")
+        given = self._params(sampling_params, len(prompts))
         settings = [self._for_answer(prompt, each, called) for prompt, each in zip(prompts, given, strict=True)]
-        outputs = self.generate(prompts, settings)
+        outputs = self.generate(prompts, settings, use_tqdm=use_tqdm)
         for output, params in zip(outputs, given, strict=True):
             for completion in output.outputs if params.detokenize else ():
                 parser = self._parser(output.prompt_token_ids, params, called)
@@ -115,28 +120,34 @@ class LLM:
         chat_template_kwargs: dict[str, Any] | None = None,
     ) -> Iterator[RequestOutput]:
         """What each step adds to the answers to one conversation. The `message` is a delta in OpenAI's shape."""
-        params = sampling_params or self.get_default_sampling_params()
+        (params,) = self._params(sampling_params, 1)
         called = Tools.of(tools, tool_choice, parallel=parallel_tool_calls)
         prompt = self._chat_prompt(messages, called, chat_template_kwargs)
         return self._read(self.stream(prompt, self._for_answer(prompt, params, called)), params, called)
 
     def embed(
-        self, prompts: Prompt | Sequence[Prompt], *, pooling: str = "mean", normalize: bool = True
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        pooling: str = "mean",
+        normalize: bool = True,
+        use_tqdm: bool = True,
     ) -> list[list[float]]:
         """An embedding of each prompt, as many numbers as the model's hidden states have.
 
         The model's last hidden states, of all tokens' mean or of the last token, at a length of one if `normalize`.
         """
-        prompts = [prompts] if isinstance(prompts, str | dict) else list(prompts)
-        outputs = self.generate(prompts, SamplingParams(max_tokens=1, pooling=pooling))
+        outputs = self.generate(prompts, SamplingParams(max_tokens=1, pooling=pooling), use_tqdm=use_tqdm)
         found = [output.embedding or [] for output in outputs]
         return [normalised(embedding) for embedding in found] if normalize else found
 
-    def score(self, prompts: str | Sequence[str], continuations: str | Sequence[str]) -> list[Score]:
+    def score(
+        self, prompts: str | Sequence[str], continuations: str | Sequence[str], *, use_tqdm: bool = True
+    ) -> list[Score]:
         """How likely each continuation is after its prompt; one prompt may have several continuations."""
-        prompts, continuations = ([text] if isinstance(text, str) else list(text) for text in (prompts, continuations))
-        pairs = [scored_tokens(self.engine.inputs.tokenize, *pair) for pair in paired(prompts, continuations)]
-        outputs = self.generate([{"prompt_token_ids": tokens} for tokens, _ in pairs], SCORING)
+        texts = paired(_several(prompts, "prompts"), _several(continuations, "continuations"))
+        pairs = [scored_tokens(self.engine.inputs.tokenize, *pair) for pair in texts]
+        outputs = self.generate([{"prompt_token_ids": tokens} for tokens, _ in pairs], SCORING, use_tqdm=use_tqdm)
         return [read_score(output, count) for output, (_, count) in zip(outputs, pairs, strict=True)]
 
     def render_chat(
@@ -199,7 +210,21 @@ class LLM:
     def _chat_prompt(
         self, messages: Sequence[Message], tools: Tools, arguments: dict[str, Any] | None
     ) -> dict[str, Any]:
+        if not isinstance(arguments, dict | None):
+            raise InputError(f"chat_template_kwargs is of type {type(arguments).__name__}; give a dict")
+        if beside := {"messages", "tools"}.intersection(arguments or ()):
+            raise InputError(f"chat_template_kwargs has {min(beside)!r}; give that beside it instead")
         return self.render_chat(messages, tools=[*tools.shown], **(arguments or {}))
+
+    def _params(self, given: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
+        """Those of each of so many prompts."""
+        params = _one_each(self.get_default_sampling_params() if given is None else given, count, "sampling_params")
+        for each in params:
+            if not isinstance(each, SamplingParams):
+                raise InputError(
+                    f"sampling_params is {each!r}; give SamplingParams(...), or a list with one for each prompt"
+                )
+        return params
 
     def _for_answer(self, prompt: dict[str, Any], params: SamplingParams, tools: Tools) -> SamplingParams:
         return self.engine.inputs.chat.settings(params, prompt["prompt_token_ids"], tools)
@@ -229,8 +254,11 @@ class LLM:
     ) -> list[str]:
         """Queue all prompts, or none if one of them cannot be served."""
         self._check_open()
-        params = _one_each(sampling_params or self.get_default_sampling_params(), len(prompts), "sampling_params")
+        params = self._params(sampling_params, len(prompts))
         priorities = _one_each(priority, len(prompts), "priority")
+        for each in priorities:
+            if not isinstance(each, int):  # one that does not compare would fail in the middle of a step
+                raise InputError(f"priority is {each!r}; give an integer, or a list with one for each prompt")
         checked = [self.engine.inputs.check(prompt, each) for prompt, each in zip(prompts, params, strict=True)]
         grammars = [self.engine.grammars.compiled(each) for each in params]
         ids = [str(next(self._ids)) for _ in prompts]
@@ -260,6 +288,15 @@ class LLM:
         for request_id in ids:
             self.engine.abort(request_id)
             self._boxes.pop(request_id, None)
+
+
+def _several(given: Any, name: str) -> list[Any]:
+    """What may be one or many, as a list."""
+    if isinstance(given, str | dict):
+        return [given]
+    if not isinstance(given, Iterable):
+        raise InputError(f"{name} is of type {type(given).__name__}; give one, or a list of them")
+    return list(given)
 
 
 def _one_each(given: Any, count: int, name: str) -> list[Any]:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
-from jaxserve.errors import InputError, nearest
+from jaxserve.errors import InputError, Name, nearest
 from jaxserve.structured_outputs import StructuredOutputsParams
 
 # Every token of a sequence is compared with all of its stop strings.
@@ -110,7 +110,7 @@ class SamplingParams:
         fields = {field.name: field.default for field in dataclasses.fields(type(self))}
         for name in settings:
             if name not in fields:
-                raise InputError(f"SamplingParams has no field {name!r}{nearest(name, fields)}")
+                raise InputError(f"SamplingParams has no field {name!r}{nearest(name, fields)}", field=name)
         for name, default in fields.items():
             object.__setattr__(self, name, settings.get(name, default))
         self._normalise()
@@ -158,46 +158,59 @@ class SamplingParams:
         if self.prompt_logprobs is not None:
             self._integer("prompt_logprobs", 0, 2**31 - 1)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise InputError(f"min_tokens={self.min_tokens} is more than max_tokens={self.max_tokens}; lower it")
+            raise InputError(
+                Name("min_tokens"),
+                f"={self.min_tokens} is more than ",
+                Name("max_tokens"),
+                f"={self.max_tokens}; lower it",
+            )
         if len(self.stop) > MAX_STOP_STRINGS:
-            raise InputError(f"stop holds {len(self.stop)} strings; at most {MAX_STOP_STRINGS} are possible")
+            raise InputError(Name("stop"), f" holds {len(self.stop)} strings; at most {MAX_STOP_STRINGS} are possible")
         for text in self.stop:
             if not isinstance(text, str) or not text:
-                raise InputError(f"stop holds {text!r}; give non-empty strings")
+                raise InputError(Name("stop"), f" holds {text!r}; give non-empty strings")
             if len(text) > MAX_STOP_LENGTH:
-                raise InputError(f"stop holds one of {len(text)} characters; at most {MAX_STOP_LENGTH} are possible")
+                raise InputError(
+                    Name("stop"), f" holds one of {len(text)} characters; at most {MAX_STOP_LENGTH} are possible"
+                )
         if self.stop and not self.detokenize:
-            raise InputError("stop strings need text, and detokenize is False; set it to True or use stop_token_ids")
+            raise InputError(
+                Name("stop"), " strings need text, and detokenize is False; set it to True or use stop_token_ids"
+            )
         if self.pooling not in (None, *POOLINGS):
-            raise InputError(f"pooling is {self.pooling!r}; give one of {', '.join(POOLINGS)}")
+            raise InputError(Name("pooling"), f" is {self.pooling!r}; give one of {', '.join(POOLINGS)}")
         if self.pooling and (self.n, self.max_tokens) != (1, 1):
-            raise InputError("pooling makes one embedding and no tokens; leave n and max_tokens at 1")
+            raise InputError(Name("pooling"), " makes one embedding and no tokens; leave n and max_tokens at 1")
         if not isinstance(self.structured_outputs, StructuredOutputsParams | None):
             kind = type(self.structured_outputs).__name__
-            raise InputError(f"structured_outputs is a {kind}; give a StructuredOutputsParams, or a dict of its fields")
+            raise InputError(
+                Name("structured_outputs"), f" is a {kind}; give a StructuredOutputsParams, or a dict of its fields"
+            )
         for token in self.stop_token_ids:
             _check_token(token, "stop_token_ids")
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
-            raise InputError("allowed_token_ids is empty; give at least one token id, or leave it out")
+            raise InputError(Name("allowed_token_ids"), " is empty; give at least one token id, or leave it out")
         for token in self.allowed_token_ids or ():
             _check_token(token, "allowed_token_ids")
         if not isinstance(self.logit_bias, dict | None):
-            raise InputError(f"logit_bias is a {type(self.logit_bias).__name__}; give a dict of token ids to numbers")
+            raise InputError(
+                Name("logit_bias"), f" is a {type(self.logit_bias).__name__}; give a dict of token ids to numbers"
+            )
         for token, bias in (self.logit_bias or {}).items():
             _check_token(token, "logit_bias")
             if not _is_number(bias) or not -100 <= bias <= 100:
-                raise InputError(f"logit_bias[{token}] is {bias!r}; give a number between -100 and 100")
+                raise InputError(Name("logit_bias"), f"[{token}] is {bias!r}; give a number between -100 and 100")
 
     def _number(self, name: str, low: float, high: float, *, above: bool = False) -> None:
         value = getattr(self, name)
         if not _is_number(value) or not low <= value <= high or (above and value == low):
             allowed = f"above {low:g} and at most {high:g}" if above else f"between {low:g} and {high:g}"
-            raise InputError(f"{name} is {value!r}; give a number {allowed}")
+            raise InputError(Name(name), f" is {value!r}; give a number {allowed}")
 
     def _integer(self, name: str, low: int, high: int, *, meaning: str = "") -> None:
         value = getattr(self, name)
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise InputError(f"{name} is {value!r}; give an integer {meaning or f'between {low} and {high}'}")
+            raise InputError(Name(name), f" is {value!r}; give an integer {meaning or f'between {low} and {high}'}")
 
 
 def _is_number(value: Any) -> bool:
@@ -206,4 +219,4 @@ def _is_number(value: Any) -> bool:
 
 def _check_token(token: Any, field: str) -> None:
     if not isinstance(token, int) or isinstance(token, bool) or token < 0:
-        raise InputError(f"{field} holds {token!r}; give token ids, which are integers from 0 on")
+        raise InputError(Name(field), f" holds {token!r}; give token ids, which are integers from 0 on")

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from typing import Any
 
-from jaxserve.errors import InputError, nearest
+from jaxserve.errors import InputError, Name, nearest
 
 MAX_CHARACTERS = 2**18  # of a schema, a regular expression, a grammar, or all choices together
 _FORMS = ("json", "json_object", "regex", "choice", "grammar")
@@ -39,7 +39,7 @@ class StructuredOutputsParams:
         fields = {field.name: field.default for field in dataclasses.fields(type(self))}
         for name in settings:
             if name not in fields:
-                raise InputError(f"structured_outputs has no field {name!r}{nearest(name, fields)}")
+                raise InputError(f"structured_outputs has no field {name!r}{nearest(name, fields)}", field=name)
         for name, default in fields.items():
             object.__setattr__(self, name, settings.get(name, default))
         self._normalise()
@@ -52,7 +52,9 @@ class StructuredOutputsParams:
             try:
                 object.__setattr__(self, "json", json.dumps(self.json))
             except (TypeError, ValueError, RecursionError) as error:
-                raise InputError(f"json holds what JSON cannot express ({error}); give plain values") from error
+                raise InputError(
+                    Name("json"), f" holds what JSON cannot express ({error}); give plain values"
+                ) from error
         if self.json_object is False:
             object.__setattr__(self, "json_object", None)
 
@@ -70,24 +72,30 @@ class StructuredOutputsParams:
         given = [name for name in _FORMS if getattr(self, name) is not None]
         if len(given) != 1:
             raise InputError(
-                f"structured_outputs has {' and '.join(given) or 'no form'}; give one of {', '.join(_FORMS)}"
+                Name("structured_outputs"),
+                f" has {' and '.join(given) or 'no form'}; give one of {', '.join(_FORMS)}",
             )
         for name in ("json", "regex", "grammar", "whitespace_pattern"):
             if not isinstance(getattr(self, name), str | None):
                 kind = type(getattr(self, name)).__name__
-                raise InputError(f"{name} is a {kind}; give {'a schema or its text' if name == 'json' else 'a text'}")
+                raise InputError(
+                    Name(name), f" is a {kind}; give {'a schema or its text' if name == 'json' else 'a text'}"
+                )
         if self.json_object is not None and self.json_object is not True:
-            raise InputError(f"json_object is {self.json_object!r}; give true or leave it out")
+            raise InputError(Name("json_object"), f" is {self.json_object!r}; give true or leave it out")
         if not isinstance(self.disable_any_whitespace, bool):
-            raise InputError(f"disable_any_whitespace is {self.disable_any_whitespace!r}; give true or false")
+            raise InputError(Name("disable_any_whitespace"), f" is {self.disable_any_whitespace!r}; give true or false")
         if self.choice is not None and (
             not isinstance(self.choice, tuple)
             or not self.choice
             or not all(isinstance(text, str) and text for text in self.choice)
         ):
-            raise InputError("choice is no list of non-empty texts; give one with at least one text")
+            raise InputError(Name("choice"), " is no list of non-empty texts; give one with at least one text")
         if (self.disable_any_whitespace or self.whitespace_pattern) and self.form not in ("json", "json_object"):
-            raise InputError(f"white space is for JSON to set, and structured_outputs has {self.form}; leave it out")
+            raise InputError(
+                f"white space is for JSON to set, and structured_outputs has {self.form}; leave it out",
+                field="structured_outputs",
+            )
         self._check_text()
 
     def _check_text(self) -> None:
@@ -95,9 +103,11 @@ class StructuredOutputsParams:
         texts = content if isinstance(content, tuple) else [content] if isinstance(content, str) else []
         size = sum(map(len, texts))
         if size > MAX_CHARACTERS:
-            raise InputError(f"{self.form} has {size} characters and at most {MAX_CHARACTERS} are possible; shorten it")
+            raise InputError(
+                Name(self.form), f" has {size} characters and at most {MAX_CHARACTERS} are possible; shorten it"
+            )
         if not all(map(is_unicode, [*texts, self.whitespace_pattern or ""])):
-            raise InputError(f"{self.form} holds half a surrogate pair, which is no character; leave it out")
+            raise InputError(Name(self.form), " holds half a surrogate pair, which is no character; leave it out")
 
 
 def is_unicode(text: str) -> bool:

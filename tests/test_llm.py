@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from jaxserve import LLM, InputError, SamplingParams, StructuredOutputsParams
+from jaxserve.progress import ProgressBars
 from tests.server.cases import TOOLS, WEATHER_ARGUMENTS, WEATHER_ASKED
 
 SETTINGS = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "max_model_len": 512, "page_size": 16}
@@ -244,7 +245,8 @@ def test_sampling_parameters_may_differ_from_prompt_to_prompt(llm):
         ({"prompt_token_ids": [7, -1]}, "-1; this model's token ids"),
         ({"prompt_token_ids": [7, True]}, "True; this model's token ids"),
         ({"prompt_tokens": [7]}, "did you mean 'prompt_token_ids'"),
-        (7, "a prompt is a int"),
+        ({1: 2}, r"a prompt has the keys \[1\]; give either"),
+        (7, "a prompt is of type int"),
     ],
 )
 def test_a_prompt_that_cannot_be_served_is_refused_and_nothing_is_lost(llm, prompt, message):
@@ -254,6 +256,53 @@ def test_a_prompt_that_cannot_be_served_is_refused_and_nothing_is_lost(llm, prom
     assert not llm.engine.has_unfinished
     assert llm.engine.pool.num_available == llm.engine.pool.num_pages
     assert "72" in llm.generate(good, GREEDY)[0].outputs[0].text
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda llm: llm.generate(5), "prompts is of type int; give one, or a list"),
+        (lambda llm: llm.stream(5), "a prompt is of type int; give a string"),
+        (lambda llm: llm.embed(None), "prompts is of type NoneType"),
+        (lambda llm: llm.score(5, "x"), "prompts is of type int"),
+        (lambda llm: llm.score("x", ["y", 5]), "a text to score is of type int; give strings"),
+        (lambda llm: llm.chat(5), "messages is of type int; give a list of messages, or a list of such lists"),
+        (lambda llm: llm.chat({"role": "user", "content": "x"}), "messages is of type dict"),
+        (lambda llm: llm.chat([ask("x"), 5]), "messages is of type int; give a list of messages"),
+        (lambda llm: llm.stream_chat(5), "messages is of type int"),
+        (lambda llm: llm.render_chat(5), "messages is of type int"),
+        (lambda llm: llm.chat(ask("x"), tools=5), "tools is of type int; give a list"),
+        (lambda llm: llm.chat(ask("x"), chat_template_kwargs=5), "chat_template_kwargs is of type int; give a dict"),
+        (lambda llm: llm.chat(ask("x"), chat_template_kwargs={"tools": []}), "has 'tools'; give that beside it"),
+        (lambda llm: llm.generate("x", {"temperature": 0}), r"sampling_params is .* give SamplingParams\(...\)"),
+        (lambda llm: llm.chat(ask("x"), [None]), "sampling_params is None; give SamplingParams"),
+        (lambda llm: llm.stream_chat(ask("x"), 5), "sampling_params is 5; give SamplingParams"),
+        (lambda llm: llm.generate(["x", "y"], priority=[1, "a"]), "priority is 'a'; give an integer"),
+    ],
+)
+def test_what_is_of_another_type_is_refused_by_name(llm, use, message):
+    with pytest.raises(InputError, match=message):
+        use(llm)
+    assert not llm.engine.has_unfinished
+
+
+def test_bars_are_switched_off_as_in_vllm(llm, monkeypatch):
+    shown = []
+
+    class Bars(ProgressBars):
+        def __init__(self, *, enabled):
+            shown.append(enabled)
+            super().__init__(enabled=enabled)
+
+    monkeypatch.setattr("jaxserve.llm.ProgressBars", Bars)
+    monkeypatch.setattr(llm, "_progress", True)
+    short = SamplingParams(max_tokens=1)
+    for options in ({}, {"use_tqdm": False}):
+        llm.generate("Hello", short, **options)
+        llm.chat(ask("Hello"), short, **options)
+        llm.embed("Hello", **options)
+        llm.score("Hello", " world", **options)
+    assert shown == [True] * 4 + [False] * 4
 
 
 @pytest.mark.parametrize(
@@ -301,8 +350,8 @@ def test_chat_refuses_what_the_template_cannot_render(llm):
         ({"attention_backend": "mosaic_gpu"}, "attention_backend='mosaic_gpu' is for Hopper GPUs and this is cpu"),
         ({"model": "/no/such/place"}, "no model directory /no/such/place"),
         ({"max_num_seqs": 0}, "max_num_seqs is 0; give an integer from 1 on"),
-        ({"num_pages": 10**8}, r"num_pages=100000000 and max_num_seqs=32 take [\d.]+ GiB and there are"),
-        ({"max_num_seqs": 10**8}, r"and max_num_seqs=100000000 take [\d.]+ GiB and there are"),
+        ({"num_pages": 10**8}, r"num_pages=100000000 and max_num_seqs=32 take [\d.]+ GiB .* and there are"),
+        ({"max_num_seqs": 10**8}, r"and max_num_seqs=100000000 take [\d.]+ GiB .* and there are"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_by_name(settings, message):

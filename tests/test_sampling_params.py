@@ -1,5 +1,6 @@
 """Every sampling parameter out of range is refused by name, with what is allowed."""
 
+import dataclasses
 import math
 
 import pytest
@@ -41,6 +42,16 @@ def test_out_of_range_is_refused_in_one_sentence(settings, message):
     with pytest.raises(InputError, match=message) as caught:
         SamplingParams(**settings)
     assert "\n" not in str(caught.value)
+    assert caught.value.field == next(iter(settings))
+
+
+@pytest.mark.parametrize(
+    "name", [field.name for field in dataclasses.fields(SamplingParams) if field.type in (int, float, int | None)]
+)
+def test_every_number_is_refused_by_its_field(name):
+    with pytest.raises(InputError, match=f"^{name} is 1180591620717411303424;") as caught:
+        SamplingParams(**{name: 2**70})
+    assert caught.value.field == name
 
 
 def test_spellings_that_mean_the_same_are_equal():

@@ -18,7 +18,7 @@ from jaxserve.chat.styles import GPT_OSS, GPT_OSS_TOOLS, REASONING, TOOLS
 from jaxserve.chat.template import ChatTemplate, Renderer
 from jaxserve.chat.thinking import closes_thinking, opens_thinking, thinking
 from jaxserve.chat.tools import Tools
-from jaxserve.errors import InputError, nearest
+from jaxserve.errors import InputError, Name, nearest
 from jaxserve.sampling_params import ChatGrammar, SamplingParams, Thinking
 
 _SWITCHES = ("enable_thinking", "thinking")  # what templates call the variable that turns reasoning off
@@ -47,7 +47,10 @@ class ChatFormat:
         self._not_text = lark.special_tokens(tokenizer)
         self._template = None
         if source := _read(chat_template) if chat_template else tokenizer.chat_template:
-            self._template = ChatTemplate(source, tokenizer.special_tokens_map, Renderer())
+            file = chat_template or _template_file(tokenizer)
+            self._template = ChatTemplate(source, tokenizer.special_tokens_map, Renderer(), file)
+            if chat_template:
+                self._template.names()  # refuses it now; with a damaged one of the model's, plain prompts may do
         text = self._template.text if self._template else ""
         if reasoning_parser == "auto":
             reasoning_parser = styles.detect_reasoning(text, self._added) or "none"
@@ -74,6 +77,7 @@ class ChatFormat:
 
     def render(
         self,
+        /,
         messages: Sequence[Any],
         *,
         tools: Sequence[dict[str, Any]] | None = None,
@@ -86,26 +90,35 @@ class ChatFormat:
         """The prompt of a conversation; `variables` are the template's own. `InputError` says what cannot be."""
         if self._template is None:
             raise InputError("this model's tokenizer has no chat template; use generate with a plain prompt")
+        if not isinstance(messages, Sequence):
+            raise InputError(Name("messages"), f" is of type {type(messages).__name__}; give a list of messages")
         if not messages:
-            raise InputError("messages is empty; give at least one message")
+            raise InputError(Name("messages"), " is empty; give at least one message")
         if continue_final_message and add_generation_prompt:
-            raise InputError("continue_final_message and add_generation_prompt are both set; leave one of them out")
+            raise InputError(
+                Name("continue_final_message"),
+                " and ",
+                Name("add_generation_prompt"),
+                " are both set; leave one of them out",
+            )
         given = {"tools": list(tools) if tools else None, "documents": list(documents) if documents else None}
         names = self._template.names(tools=bool(tools))
         for name, value in given.items():
             if value and name not in names:
-                raise InputError(f"{name} is given, and this model's chat template knows none; leave it out")
+                raise InputError(Name(name), " is given, and this model's chat template knows none; leave it out")
         if tools:
             Tools.of(tools)
             if self._tools_unknown:
                 raise InputError(
-                    "tools is given, and it is not known how this model calls them; start the engine with "
-                    "tool_call_parser, where 'none' leaves calls in the text"
+                    Name("tools"),
+                    " is given, and it is not known how this model calls them; start the engine with "
+                    "tool_call_parser, where 'none' leaves calls in the text",
                 )
         if unknown := sorted(variables.keys() - names):
             hint = nearest(unknown[0], names) or "; leave it out"
             raise InputError(
-                f"chat_template_kwargs has {unknown[0]!r}, which this model's chat template does not read{hint}"
+                Name("chat_template_kwargs"),
+                f" has {unknown[0]!r}, which this model's chat template does not read{hint}",
             )
         if reasoning_effort is not None:
             variables |= self._effort(reasoning_effort, names)
@@ -132,8 +145,9 @@ class ChatFormat:
         if self.reasoning_parser == GPT_OSS:
             allowed = f"one of {', '.join(map(repr, _GPT_OSS_EFFORTS))}"
         raise InputError(
-            f"reasoning_effort is {effort!r}, which this model's chat template does not know; "
-            + (f"give {allowed}, or leave it out" if allowed else "leave it out")
+            Name("reasoning_effort"),
+            f" is {effort!r}, which this model's chat template does not know; ",
+            f"give {allowed}, or leave it out" if allowed else "leave it out",
         )
 
     # Answers
@@ -222,16 +236,13 @@ class ChatFormat:
             if harmony.MESSAGE not in turn:
                 return tool_grammars.of_channels(tools, wanted, marks)
             if tools.required:
-                raise InputError(
-                    "tool_choice asks for a call in an answer that has begun; leave it out", field="tool_choice"
-                )
+                raise InputError(Name("tool_choice"), " asks for a call in an answer that has begun; leave it out")
         elif tools.restrained or (wanted and tools.shown):
             if self._tool_style is None:
-                field = "tool_choice" if tools.required else "tools"
                 raise InputError(
-                    f"{field} asks for calls of a certain form, and this engine was started with "
+                    Name("tool_choice" if tools.required else "tools"),
+                    " asks for calls of a certain form, and this engine was started with "
                     f"tool_call_parser={self.tool_call_parser!r}; leave it out",
-                    field=field,
                 )
             return tool_grammars.of_calls(self._tool_style.grammar, tools, wanted, marks)
         return None
@@ -247,9 +258,9 @@ class ChatFormat:
         if self._tags is None:
             if budget is not None:
                 raise InputError(
-                    "thinking_token_budget is given, and it is not known how this model thinks; leave it out, or start "
-                    "the engine with reasoning_parser",
-                    field="thinking_token_budget",
+                    Name("thinking_token_budget"),
+                    " is given, and it is not known how this model thinks; leave it out, or start the engine with "
+                    "reasoning_parser",
                 )
             return None
         if closes_thinking(turn, self._tags):
@@ -264,7 +275,11 @@ class ChatFormat:
         if mark not in self._added:
             raise InputError(
                 f"this model's tokenizer has no token for {mark!r}, so that nothing can be bound to where its thinking "
-                "begins or ends; leave structured outputs, tool_choice and thinking_token_budget out"
+                "begins or ends; leave structured outputs, ",
+                Name("tool_choice"),
+                " and ",
+                Name("thinking_token_budget"),
+                " out",
             )
         return self._added[mark]
 
@@ -287,6 +302,12 @@ class ChatFormat:
         channel, message = self._added[harmony.CHANNEL], self._added[harmony.MESSAGE]
         ends = frozenset(self._added[marker] for marker in harmony.ENDS)
         return InChannel(channel, message, ends, self._tokenizer.decode)
+
+
+def _template_file(tokenizer: Any) -> str:
+    """Where `transformers` has found the tokenizer's own template."""
+    file = Path(tokenizer.name_or_path) / "chat_template.jinja"
+    return str(file if file.exists() else file.with_name("tokenizer_config.json"))
 
 
 def _read(chat_template: str) -> str:

@@ -19,7 +19,7 @@ def for_template(messages: Sequence[Any]) -> list[dict[str, Any]]:
 
 def _for_template(given: Any, place: str) -> dict[str, Any]:
     if not isinstance(given, dict) or not isinstance(given.get("role"), str):
-        raise InputError(f"{place} is no message; give a dict with a role and content")
+        raise InputError(f"{place} is no message; give a dict with a role and content", field="messages")
     message = {"content": ""} | {name: value for name, value in given.items() if value is not None}
     if message["role"] == "developer":
         message["role"] = "system"
@@ -40,15 +40,21 @@ def _parsed(call: Any, place: str) -> dict[str, Any]:
     """A call with its arguments as a dict, since each template writes them in its model's own way."""
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise InputError(f"{place} has no function with a name; give calls as they came")
-    arguments = function.get("arguments") or {}
+        raise InputError(f"{place} has no function with a name; give calls as they came", field="messages")
+    arguments = parsed_arguments(function.get("arguments"), f"{place}.function.arguments")
+    return call | {"function": function | {"arguments": arguments}}
+
+
+def parsed_arguments(given: Any, place: str) -> dict[str, Any]:
+    """A call's arguments as a dict; `InputError` tells of their place if they cannot be."""
+    arguments = given or {}
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
-        except ValueError:
+        except (ValueError, RecursionError):
             arguments = None
     if not isinstance(arguments, dict):
-        given = repr(function["arguments"])
-        shown = given if len(given) <= _SHOWN else f"{given[:_SHOWN]}..."
-        raise InputError(f"{place}.function.arguments is {shown}, which is no JSON object; give one")
-    return call | {"function": function | {"arguments": arguments}}
+        shown = repr(given)
+        shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+        raise InputError(f"{place} is {shown}, which is no JSON object; give one", field="messages")
+    return arguments

@@ -5,7 +5,8 @@ thread cannot be ended. Here the kernel bounds both time and memory: a template 
 its process, and one that wants too much memory with a `MemoryError`.
 
 Each line of standard input is a JSON object with a "template" and its "variables"; the answer is a line with the "text"
-or an "error". Without variables it is the "names" that the template reads.
+or an "error", which is "syntax" if the template is to blame and not what it is given. Without variables it is the
+"names" that the template reads.
 """
 
 import json
@@ -15,7 +16,7 @@ import sys
 from datetime import datetime
 from typing import Any
 
-from jinja2 import TemplateError, nodes
+from jinja2 import TemplateError, TemplateSyntaxError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
@@ -89,6 +90,8 @@ def _answer(made: ImmutableSandboxedEnvironment, line: bytes, max_length: int) -
         return {"text": text}
     except MemoryError:
         return {"error": "it needs too much memory"}
+    except TemplateSyntaxError as error:
+        return {"error": f"{error.message} in line {error.lineno}", "syntax": True}
     except Exception as error:  # whatever the template raises
         return {"error": str(error) or type(error).__name__}
 

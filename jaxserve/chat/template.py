@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxserve.errors import InputError
+from jaxserve.errors import InputError, Name
 from jaxserve.limited_process import LimitedProcess
 
 MAX_SECONDS = 3.0  # of CPU time
@@ -23,12 +23,21 @@ class Renderer(LimitedProcess):
 
 
 class ChatTemplate:
-    """A checkpoint's template, or several by name, with the special tokens that templates know as variables."""
+    """A checkpoint's template, or several by name, with the special tokens that templates know as variables.
 
-    def __init__(self, source: str | Mapping[str, str], special_tokens: Mapping[str, Any], renderer: Renderer):
+    `place` is what errors call it: the file that it stands in.
+    """
+
+    def __init__(
+        self,
+        source: str | Mapping[str, str],
+        special_tokens: Mapping[str, Any],
+        renderer: Renderer,
+        place: str = "the chat template",
+    ):
         self._sources = {"default": source} if isinstance(source, str) else dict(source)
         self._special_tokens = dict(special_tokens)
-        self._renderer = renderer
+        self._renderer, self._place = renderer, place
         self._names: dict[str, frozenset[str]] = {}
 
     @property
@@ -44,7 +53,7 @@ class ChatTemplate:
         return self._names[source]
 
     def render(
-        self, messages: Sequence[dict[str, Any]], *, continue_final_message: bool = False, **variables: Any
+        self, /, messages: Sequence[dict[str, Any]], *, continue_final_message: bool = False, **variables: Any
     ) -> str:
         """The prompt. With `continue_final_message` it ends where the last message's content ends."""
         messages = list(messages)
@@ -52,7 +61,8 @@ class ChatTemplate:
             last = messages[-1]
             if not isinstance(last.get("content"), str) or last.get("tool_calls"):
                 raise InputError(
-                    "continue_final_message needs a last message that is content alone; give its beginning as a string"
+                    Name("continue_final_message"),
+                    " needs a last message that is content alone; give its beginning as a string",
                 )
             messages[-1] = last | {"content": last["content"] + _END_OF_PART}
         text = self._ask(
@@ -65,7 +75,10 @@ class ChatTemplate:
             return text
         before, mark, _ = text.rpartition(_END_OF_PART)
         if not mark:
-            raise InputError("continue_final_message is set, and the chat template leaves the last message out")
+            raise InputError(
+                "the chat template leaves the last message out, so that it cannot be continued; end with another",
+                field="continue_final_message",
+            )
         return before
 
     def _source(self, *, tools: bool) -> str:
@@ -77,9 +90,14 @@ class ChatTemplate:
         try:
             answer = self._renderer.ask(question)
         except (TypeError, ValueError) as error:
-            raise InputError(f"the conversation holds what JSON cannot express ({error}); give plain values") from error
+            raise InputError(
+                f"the conversation holds what JSON cannot express ({error}); give plain values", field="messages"
+            ) from error
+        if answer.get("syntax"):
+            raise InputError(f"{self._place} is no chat template that can be read ({answer['error']}); mend it")
         if "error" in answer:
             raise InputError(
-                f"the chat template cannot render these messages ({answer['error']}); check their roles and contents"
+                f"the chat template cannot render these messages ({answer['error']}); check their roles and contents",
+                field="messages",
             )
         return answer

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from jaxserve import lark
 from jaxserve.chat.harmony import CHANNEL, CONSTRAIN, END, MESSAGE, START
 from jaxserve.chat.tools import Function, Tools
-from jaxserve.errors import InputError
+from jaxserve.errors import InputError, Name
 from jaxserve.sampling_params import ChatGrammar
 from jaxserve.structured_outputs import MAX_CHARACTERS, StructuredOutputsParams
 
@@ -162,14 +162,14 @@ def _checked(tools: Tools, rules: list[str]) -> ChatGrammar:
     for function in tools.callable:
         if not _NAME.fullmatch(function.name):
             raise InputError(
-                f"tools has a function with the name {function.name[:200]!r}; for calls that follow its schema, give "
-                "one of up to 128 letters, digits and the characters ._-",
-                field="tools",
+                Name("tools"),
+                f" has a function with the name {function.name[:200]!r}; for calls that follow its schema, give one of "
+                "up to 128 letters, digits and the characters ._-",
             )
     text = "\n".join(rules)
     if len(text) > MAX_CHARACTERS:
         raise InputError(
-            f"tools makes a grammar of {len(text)} characters and at most {MAX_CHARACTERS} are possible; shorten it",
-            field="tools",
+            Name("tools"),
+            f" makes a grammar of {len(text)} characters and at most {MAX_CHARACTERS} are possible; shorten it",
         )
     return ChatGrammar(text)

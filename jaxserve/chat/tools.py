@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxserve.errors import InputError
+from jaxserve.errors import InputError, Name
 
 Choice = str | Mapping[str, Any]  # in OpenAI's forms
+_PARAMETERS = Name("function.parameters")
 _FORMS = (
     "'none', 'auto', 'required', {'type': 'function', 'function': {'name': ...}} or "
     "{'type': 'allowed_tools', 'allowed_tools': {'mode': ..., 'tools': [...]}}"
@@ -46,10 +47,12 @@ class Tools:
 
         The model does not see what is not to be called at all, nor which functions are strict.
         """
-        functions = [_function(tool, f"tools[{number}]") for number, tool in enumerate(given or ())]
+        if not isinstance(given, Sequence | None):
+            raise InputError(Name("tools"), f" is of type {type(given).__name__}; give a list of them")
+        functions = [_function(tool, number) for number, tool in enumerate(given or ())]
         mode, names = _mode(choice, {function.name for function in functions})
         if mode == "required" and not functions:
-            raise _wrong_choice("tool_choice asks for a call and there are no tools; give some")
+            raise _wrong_choice("asks for a call and there are no tools; give some")
         if mode == "none" or not given:
             return cls()
         return cls(
@@ -68,27 +71,27 @@ class Tools:
         )
 
 
-def _function(tool: Any, place: str) -> Function:
+def _function(tool: Any, number: int) -> Function:
     if not isinstance(tool, dict) or tool.get("type") != "function":
         kind = repr(tool.get("type")) if isinstance(tool, dict) else type(tool).__name__
-        raise _wrong_tool(f"{place} is of type {kind}; only functions are supported")
+        raise _wrong_tool(number, f" is of type {kind}; only functions are supported")
     function = tool.get("function")
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         raise _wrong_tool(
-            f"{place} is no function with a name; "
-            "give {'type': 'function', 'function': {'name': ..., 'parameters': ...}}"
+            number,
+            " is no function with a name; give {'type': 'function', 'function': {'name': ..., 'parameters': ...}}",
         )
     parameters, strict = function.get("parameters"), function.get("strict")
     if not isinstance(parameters, dict | None):
         kind = type(parameters).__name__
-        raise _wrong_tool(f"{place}.function.parameters is a {kind}; give a JSON schema, which is an object")
+        raise _wrong_tool(number, ".", _PARAMETERS, f" is a {kind}; give a JSON schema, which is an object")
     if not isinstance(strict, bool | None):
-        raise _wrong_tool(f"{place}.function.strict is {strict!r}; give true or false")
+        raise _wrong_tool(number, f".function.strict is {strict!r}; give true or false")
     if parameters is None:
         parameters = {"properties": {}, "additionalProperties": False}
     kinds = parameters.get("type", "object")
     if "object" not in (kinds if isinstance(kinds, list) else [kinds]):
-        raise _wrong_tool(f"{place}.function.parameters is of type {kinds!r}; arguments are of type 'object'")
+        raise _wrong_tool(number, ".", _PARAMETERS, f" is of type {kinds!r}; arguments are of type 'object'")
     return Function(function["name"], {**parameters, "type": "object"}, bool(strict))
 
 
@@ -112,31 +115,29 @@ def _mode(choice: Choice | None, known: set[str]) -> tuple[str, set[str] | None]
         } if not (more or others):
             names = [_allowed_name(tool) for tool in tools]
             if not names:
-                raise _wrong_choice("tool_choice allows no tool; name one, or give 'none'")
+                raise _wrong_choice("allows no tool; name one, or give 'none'")
             return mode, _known(names, known)
     shown = repr(choice)
-    raise _wrong_choice(f"tool_choice is {shown if len(shown) <= 60 else shown[:60] + '...'}; give {_FORMS}")
+    raise _wrong_choice(f"is {shown if len(shown) <= 60 else shown[:60] + '...'}; give {_FORMS}")
 
 
 def _allowed_name(tool: Any) -> str:
     match tool:
         case {"type": "function", "function": {"name": str(name)}}:
             return name
-    raise _wrong_choice(
-        "tool_choice allows what is no function with a name; give {'type': 'function', 'function': {'name': ...}}"
-    )
+    raise _wrong_choice("allows what is no function with a name; give {'type': 'function', 'function': {'name': ...}}")
 
 
 def _known(names: list[str], known: set[str]) -> set[str]:
     for name in names:
         if name not in known:
-            raise _wrong_choice(f"tool_choice names {name!r}, which is not among the tools")
+            raise _wrong_choice(f"names {name!r}, which is not among the tools")
     return set(names)
 
 
-def _wrong_tool(sentence: str) -> InputError:
-    return InputError(sentence, field="tools")
+def _wrong_tool(number: int, *told: str | Name) -> InputError:
+    return InputError(Name("tools"), f"[{number}]", *told)
 
 
-def _wrong_choice(sentence: str) -> InputError:
-    return InputError(sentence, field="tool_choice")
+def _wrong_choice(told: str) -> InputError:
+    return InputError(Name("tool_choice"), f" {told}")

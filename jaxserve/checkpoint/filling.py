@@ -89,26 +89,25 @@ def cut(array: np.ndarray, most_bytes: int) -> Iterator[slice]:
 
 
 def _by_native(native: Callable[..., int], copies: Sequence[Copy]) -> list[str]:
-    names, files, described, others = [], [], [], []
+    ours: list[tuple[str, MappedFile, _Rows]] = []
+    others: list[Copy] = []
     for copy in copies:
         file = file_of(copy.source)
         rows = None if file is None else _rows(file, copy)
         if file is None or rows is None:
             others.append(copy)
-            continue
-        names.append(copy.name)
-        files.append(file)
-        described.append(rows)
-    parts = (_Rows * len(described))(*described)
+        else:
+            ours.append((copy.name, file, rows))
+    parts = (_Rows * len(ours))(*(rows for _, _, rows in ours))
     failure = ctypes.c_int64()
     # One call for all, as other threads run Python meanwhile and give its lock back late.
     failed = native(parts, ctypes.c_int64(len(parts)), ctypes.byref(failure))
     if failed < len(parts):
-        path, place = files[failed].path, parts[failed].place
+        path, place = ours[failed][1].path, parts[failed].place
         if failure.value < 0:
             raise InputError(f"{path} was cut off at byte {place} while it was read; download it again")
         raise InputError(f"cannot read {path} at byte {place} ({os.strerror(failure.value)}); check the disk")
-    return [name for name, part in zip(names, parts, strict=True) if part.has_nan] + by_numpy(others)
+    return [name for (name, _, _), part in zip(ours, parts, strict=True) if part.has_nan] + by_numpy(others)
 
 
 def _rows(file: MappedFile, copy: Copy) -> _Rows | None:

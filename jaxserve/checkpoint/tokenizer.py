@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxserve.errors import InputError
+from jaxserve.sampling_params import SamplingParams
 
 _SAMPLING_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
@@ -20,7 +21,7 @@ def load_tokenizer(directory: Path) -> Any:
     """The `transformers` tokenizer of `directory`; `InputError` if there is none that can stream."""
     try:
         tokenizer = import_tokenizers().from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever comes to transformers' mind about a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"{directory} has no tokenizer that loads ({reason}); give one, or skip_tokenizer_init=True"
@@ -36,22 +37,33 @@ def load_tokenizer(directory: Path) -> Any:
 
 
 def read_generation_config(directory: Path) -> dict[str, Any]:
-    """`generation_config.json`, or nothing where there is none."""
+    """`generation_config.json`, or nothing where there is none; `InputError` if it says what cannot be."""
     path = directory / "generation_config.json"
     try:
-        return json.loads(path.read_text())
+        read = json.loads(path.read_text())
     except FileNotFoundError:
         return {}
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}); mend or delete it") from error
+    if not isinstance(read, dict):
+        raise InputError(f"{path} is a {type(read).__name__}, where an object belongs; mend or delete it")
+    try:
+        SamplingParams(**sampling_defaults(read))
+    except InputError as error:
+        raise InputError(f"{path} cannot be followed: {error}") from error
+    return read
 
 
 def eos_token_ids(generation: dict[str, Any], config: dict[str, Any]) -> frozenset[int]:
     """The tokens that end a completion: `generation_config.json`'s, else `config.json`'s."""
+    file = "generation_config.json" if "eos_token_id" in generation else "config.json"
     named = generation.get("eos_token_id", config.get("eos_token_id"))
     if named is None:
         return frozenset()
-    return frozenset(named if isinstance(named, list) else [named])
+    ids = named if isinstance(named, list) else [named]
+    if any(type(id) is not int for id in ids):
+        raise InputError(f"eos_token_id is {named!r} in the model's {file}; write a token id there, or a list of them")
+    return frozenset(ids)
 
 
 def sampling_defaults(generation: dict[str, Any]) -> dict[str, Any]:

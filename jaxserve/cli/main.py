@@ -70,11 +70,15 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _check_streams() -> None:
     """Refuse a closed standard output, and have a closed standard input refused when it is read; Python has None."""
-    if sys.stdout is None:
-        raise InputError("standard output is closed; leave it open, or send it to /dev/null")
     if sys.stdin is None:
         os.open(os.devnull, os.O_RDONLY)  # has its descriptor, or else the engine's socket would, and be lost to it
         sys.stdin = _ClosedInput()
+    if sys.stderr is None:  # what is printed to None goes to standard output
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+        os.set_inheritable(descriptor, True)  # the engine's process writes its log there too
+        sys.stderr = os.fdopen(descriptor, "w")
+    if sys.stdout is None:
+        raise InputError("standard output is closed; leave it open, or send it to /dev/null")
 
 
 def _drop_output() -> None:

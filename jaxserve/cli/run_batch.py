@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import io
 import os
 import sys
 import time
@@ -88,9 +89,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _check_files(source: str, target: str) -> None:
     """Refuse to write the results over the requests, however the file is called."""
-    files = (source, target)
-    if "-" not in files and all(map(os.path.isfile, files)) and os.path.samefile(source, target):
-        raise InputError(f"{source} and {target} are the same file; give another one for the results")
+    with contextlib.suppress(io.UnsupportedOperation):  # of a stream without a file
+        files = [
+            stream.fileno() if name == "-" else name for name, stream in ((source, sys.stdin), (target, sys.stdout))
+        ]
+        if all(map(os.path.isfile, files)) and os.path.samefile(*files):
+            raise InputError(f"{source} and {target} are the same file; give another one for the results")
 
 
 def _read(file: str) -> list[str]:

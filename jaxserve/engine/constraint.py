@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jaxserve import lark
 from jaxserve.runner.step_batch import MASK_WORD_BITS
 from jaxserve.sampling_params import Thinking
 
@@ -62,7 +63,7 @@ class Constraint:
             return "Its steps take too long: the grammar is too ambiguous or too large"
         if self._copy is None or not self._copy.is_error():
             return None
-        return self._copy.get_error().strip().splitlines()[0]
+        return lark.told(self._copy.get_error())
 
     def allow(self, mask: np.ndarray) -> bool:
         """Set the bits of the tokens that may come next in `mask`, uint32 `[words]`, all 0; False if any may."""

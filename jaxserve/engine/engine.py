@@ -167,7 +167,7 @@ class Engine:
         what `grammars.compiled(params)` gives.
         """
         if request_id in self._groups:
-            raise InputError(f"there is a running request with the id {request_id!r}; give another")
+            raise InputError(f"there is a running request with the id {request_id!r}; give another", field="request_id")
         seed = params.seed if params.seed is not None else self._seeds.getrandbits(63)
         group = _Group(request_id, checked.prompt, checked.prompt_token_ids, RequestMetrics(self._clock()))
         ends = self.inputs.limits.eos_token_ids

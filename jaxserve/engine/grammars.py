@@ -138,8 +138,7 @@ class Grammars:
             if wanted is not None:
                 self.compiled(dataclasses.replace(params, chat_grammar=None))
             name = field = "tools"
-        first_line = _PLACE.sub("", next(iter(reason.strip().splitlines()), "no reason given"))
-        told = textwrap.shorten(first_line, _MOST_TOLD, placeholder=" ...")
+        told = textwrap.shorten(_PLACE.sub("", lark.told(reason)), _MOST_TOLD, placeholder=" ...")
         return InputError(f"{name} cannot be followed ({told}); mend it", field=field)
 
     def _special_in_text(self, text: str) -> bool:

@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 
 from jaxserve.chat.format import ChatFormat
 from jaxserve.config import EngineConfig
-from jaxserve.errors import InputError, nearest
+from jaxserve.errors import InputError, Name, nearest
 from jaxserve.sampling_params import MAX_STOP_TOKEN_IDS, SamplingParams
 from jaxserve.structured_outputs import is_unicode
 
 Prompt = str | dict[str, Any]  # text, {"prompt": text} or {"prompt_token_ids": [...]}
+
+_THE_PROMPT = Name("the prompt")
 
 
 class CheckedInput(NamedTuple):
@@ -45,20 +47,27 @@ class InputProcessor:
         room = max_model_len - len(token_ids)
         if room < 1:
             raise InputError(
-                f"the prompt has {len(token_ids)} tokens and max_model_len is {max_model_len}, "
-                "which must also hold one new token; shorten the prompt or raise max_model_len"
+                _THE_PROMPT,
+                f" has {len(token_ids)} tokens and max_model_len is {max_model_len}, which must also hold one new "
+                "token; shorten it or raise max_model_len",
+                field="prompt",
             )
         self._check_params(params)
         stops = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.limits.eos_token_ids)
         if len(stops) > MAX_STOP_TOKEN_IDS:
             raise InputError(
-                f"stop_token_ids and the model's end-of-sequence ids are {len(stops)} together; "
-                f"at most {MAX_STOP_TOKEN_IDS} are possible"
+                Name("stop_token_ids"),
+                f" and the model's end-of-sequence ids are {len(stops)} together; at most {MAX_STOP_TOKEN_IDS} are "
+                "possible",
             )
         if params.min_tokens and params.allowed_token_ids and stops.issuperset(params.allowed_token_ids):
             raise InputError(
-                "allowed_token_ids holds nothing but tokens that end a completion, and "
-                f"min_tokens={params.min_tokens} forbids those; allow another one, or leave min_tokens out"
+                Name("allowed_token_ids"),
+                " holds nothing but tokens that end a completion, and ",
+                Name("min_tokens"),
+                f"={params.min_tokens} forbids those; allow another one, or leave ",
+                Name("min_tokens"),
+                " out",
             )
         return CheckedInput(text, token_ids, min(room, params.max_tokens or room), stops)
 
@@ -70,7 +79,7 @@ class InputProcessor:
         return self._chat
 
     def render_chat(
-        self, messages: Sequence[dict[str, Any]], *, add_special_tokens: bool = False, **template_arguments: Any
+        self, /, messages: Sequence[dict[str, Any]], *, add_special_tokens: bool = False, **template_arguments: Any
     ) -> list[int]:
         """The tokens of a conversation: what `ChatFormat.render` makes of it, encoded.
 
@@ -80,13 +89,16 @@ class InputProcessor:
         self._check_length(text)
         return self._encode(text, add_special_tokens=add_special_tokens)
 
-    def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        self._need_tokenizer("a prompt of text")
+    def tokenize(self, text: str, *, add_special_tokens: bool = True, must_fit: bool = False) -> list[int]:
+        """The tokens of a text, which may be of any length unless it `must_fit` as a prompt."""
+        self._need_tokenizer("a prompt of text", "prompt")
+        if must_fit:
+            self._check_length(text)
         return self._encode(text, add_special_tokens=add_special_tokens)
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
         """The tokens' text, special tokens included."""
-        self._need_tokenizer("text of tokens")
+        self._need_tokenizer("text of tokens", "tokens")
         for token in token_ids:
             self._check_token(token, "tokens")
         return self.tokenizer.decode(token_ids)
@@ -95,24 +107,28 @@ class InputProcessor:
         if isinstance(prompt, dict):
             unknown = set(prompt) - {"prompt", "prompt_token_ids"}
             if unknown or len(prompt) != 1:
-                hint = nearest(next(iter(unknown)), ("prompt", "prompt_token_ids")) if unknown else ""
+                hint = nearest(str(next(iter(unknown))), ("prompt", "prompt_token_ids")) if unknown else ""
                 raise InputError(
-                    f"a prompt has the keys {sorted(prompt)}; give either 'prompt' or 'prompt_token_ids'{hint}"
+                    f"a prompt has the keys {list(prompt)}; give either 'prompt' or 'prompt_token_ids'{hint}",
+                    field="prompt",
                 )
             if "prompt_token_ids" in prompt:
                 return None, self._checked_ids(prompt["prompt_token_ids"])
             prompt = prompt["prompt"]
         if not isinstance(prompt, str):
-            raise InputError(f"a prompt is a {type(prompt).__name__}; give a string or {{'prompt_token_ids': [...]}}")
-        self._need_tokenizer("a prompt of text")
-        self._check_length(prompt)
-        return prompt, self._checked_ids(self.tokenize(prompt))
+            raise InputError(
+                f"a prompt is of type {type(prompt).__name__}; give a string or {{'prompt_token_ids': [...]}}",
+                field="prompt",
+            )
+        return prompt, self._checked_ids(self.tokenize(prompt, must_fit=True))
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         if not is_unicode(text):
             raise InputError(
-                "the prompt holds half a surrogate pair, which is no character, as comes of bytes that are not UTF-8; "
-                "leave it out"
+                _THE_PROMPT,
+                " holds half a surrogate pair, which is no character, as comes of bytes that are not UTF-8; leave it "
+                "out",
+                field="prompt",
             )
         return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
@@ -121,8 +137,10 @@ class InputProcessor:
         max_model_len = self.limits.max_model_len
         if len(text) > (most := max_model_len * self._longest_token):
             raise InputError(
-                f"the prompt has {len(text)} characters and max_model_len is {max_model_len} tokens, of no more than "
-                f"{most} characters together; shorten the prompt or raise max_model_len"
+                _THE_PROMPT,
+                f" has {len(text)} characters and max_model_len is {max_model_len} tokens, of no more than {most} "
+                "characters together; shorten it or raise max_model_len",
+                field="prompt",
             )
 
     @functools.cached_property
@@ -134,9 +152,9 @@ class InputProcessor:
         if not isinstance(token_ids, Sequence) or isinstance(token_ids, str):
             token_ids = token_ids.tolist() if hasattr(token_ids, "tolist") else None
             if not isinstance(token_ids, list):
-                raise InputError("prompt_token_ids is no list; give a list of integers")
+                raise InputError(Name("prompt_token_ids"), " is no list; give a list of integers")
         if not token_ids:
-            raise InputError("the prompt is empty; give at least one token")
+            raise InputError(_THE_PROMPT, " is empty; give at least one token", field="prompt")
         # Long prompts are checked without a loop of Python's; where something is wrong, the loop finds it.
         if set(map(type, token_ids)) != {int} or min(token_ids) < 0 or max(token_ids) >= self.limits.vocab_size:
             for token in token_ids:
@@ -147,32 +165,33 @@ class InputProcessor:
         for name in ("logprobs", "prompt_logprobs"):
             if (getattr(params, name) or 0) > self.limits.max_logprobs:
                 raise InputError(
-                    f"{name} is {getattr(params, name)}, and this engine was started with "
-                    f"max_logprobs={self.limits.max_logprobs}; ask for fewer"
+                    Name(name),
+                    f" is {getattr(params, name)}, and this engine was started with "
+                    f"max_logprobs={self.limits.max_logprobs}; ask for fewer",
                 )
         for name in ("stop_token_ids", "logit_bias", "allowed_token_ids"):
             for token in getattr(params, name) or ():
                 self._check_token(token, name)
         if params.stop:
-            self._need_tokenizer("a stop string")
+            self._need_tokenizer("a stop string", "stop")
         if params.structured_outputs:
-            self._need_tokenizer("a structured output")
+            self._need_tokenizer("a structured output", params.structured_outputs.given_as or "structured_outputs")
         if params.thinking_token_budget is not None and params.thinking is None:
             raise InputError(
-                "thinking_token_budget is given, and only of a chat it is known where its thinking ends; leave it out",
-                field="thinking_token_budget",
+                Name("thinking_token_budget"),
+                " is given, and only of a chat it is known where its thinking ends; leave it out",
             )
 
     def _check_token(self, token: Any, field: str) -> None:
         vocab_size = self.limits.vocab_size
         if type(token) is not int or not 0 <= token < vocab_size:
             raise InputError(
-                f"{field} holds {token!r}; this model's token ids are the integers from 0 to {vocab_size - 1}"
+                Name(field), f" holds {token!r}; this model's token ids are the integers from 0 to {vocab_size - 1}"
             )
 
-    def _need_tokenizer(self, what: str) -> None:
+    def _need_tokenizer(self, what: str, field: str) -> None:
         if self.tokenizer is None:
-            raise _no_tokenizer(what)
+            raise _no_tokenizer(what, field)
 
 
 def chat_format(tokenizer: Any, config: EngineConfig) -> ChatFormat | None:
@@ -187,8 +206,9 @@ def chat_format(tokenizer: Any, config: EngineConfig) -> ChatFormat | None:
     )
 
 
-def _no_tokenizer(what: str) -> InputError:
+def _no_tokenizer(what: str, field: str | None = None) -> InputError:
     return InputError(
         f"{what} needs a tokenizer, and this engine was started with skip_tokenizer_init=True; "
-        "start it without, or use token ids only"
+        "start it without, or use token ids only",
+        field=field,
     )

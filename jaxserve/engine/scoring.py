@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
-from jaxserve.errors import InputError
+from jaxserve.errors import InputError, Name
 from jaxserve.outputs import RequestOutput
 from jaxserve.sampling_params import SamplingParams
 
@@ -27,24 +27,31 @@ def paired(prompts: list[str], continuations: list[str]) -> list[tuple[str, str]
         prompts = prompts * len(continuations)
     if len(prompts) != len(continuations):
         raise InputError(
-            f"there are {len(prompts)} prompts for {len(continuations)} continuations; give one for each, or one for "
-            "all"
+            Name("prompts"),
+            f" has {len(prompts)} texts for {len(continuations)} of ",
+            Name("continuations"),
+            "; give one for each, or one for all",
         )
     return list(zip(prompts, continuations, strict=True))
 
 
-def scored_tokens(tokenize: Callable[[str], list[int]], prompt: str, continuation: str) -> tuple[list[int], int]:
+def scored_tokens(tokenize: Callable[..., list[int]], prompt: str, continuation: str) -> tuple[list[int], int]:
     """The tokens of both texts together, and how many of them are the prompt's; `tokenize` is `InputProcessor`'s.
 
     White space between them belongs to the continuation, as words take the space before them into their tokens.
     """
+    for text in (prompt, continuation):
+        if not isinstance(text, str):
+            raise InputError(f"a text to score is of type {type(text).__name__}; give strings")
     kept = prompt.rstrip()
-    if not kept or not continuation:
-        raise InputError("the prompt or the continuation is empty; give at least one token of each")
-    whole = tokenize(prompt + continuation)
+    if not kept:
+        raise InputError(Name("prompts"), f" holds {prompt[:60]!r}; give texts of more than white space")
+    if not continuation:
+        raise InputError(Name("continuations"), " holds ''; give non-empty texts")
+    whole = tokenize(prompt + continuation, must_fit=True)
     count = len(tokenize(kept))
     if count >= len(whole):
-        raise InputError(f"{continuation!r} adds no token to the prompt; give a longer continuation")
+        raise InputError(Name("continuations"), f" holds {continuation!r}, which adds no token; give a longer text")
     return whole, count
 
 

@@ -67,6 +67,7 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
     files = find_model(config.model or str(DEMO_MODEL), revision=config.revision, hf_config_path=config.hf_config_path)
     hf = read_config(files.config)
     generation = read_generation_config(files.config)
+    eos, defaults = eos_token_ids(generation, hf), sampling_defaults(generation)
     model = model_config(hf)
     model = model.served_up_to(config.max_model_len or model.max_position_embeddings)
     tokenizer_path = None if config.skip_tokenizer_init else config.tokenizer or str(files.config)
@@ -120,8 +121,6 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
         placing = time.perf_counter()
         runner.place(weights)
         seconds["page pool"] = time.perf_counter() - placing
-    eos = eos_token_ids(generation, hf)
-    defaults = sampling_defaults(generation)
     return Loaded(resolved, model, tokenizer, chat, eos, defaults, buckets, layout, runner, attention, seconds)
 
 

@@ -1,7 +1,9 @@
 """How much of a device's memory the engine takes, and how many pages fit into it."""
 
+import contextlib
 import os
 import warnings
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +16,8 @@ from jaxserve.runner.buckets import Buckets
 
 _CPU_CACHE_BYTES = 4 * 2**30
 _GIB = 2**30
+_CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+_MEMINFO = Path("/proc/meminfo")
 
 # JAX reads these when it starts; the second is the first one's former name.
 _RESERVED_SHARE = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
@@ -41,7 +45,18 @@ def _stats(device: jax.Device) -> dict[str, int] | None:
 
 
 def _host_bytes() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """The machine's memory, or what a container may have of it."""
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for file in _CONTAINER_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # it is not there, or says "max"
+            there = min(there, int(file.read_text()))
+    return there
+
+
+def _of_the_system(name: str) -> int:
+    """Bytes of one of the numbers that Linux gives of its memory; 0 where there is none."""
+    lines = _MEMINFO.read_text().splitlines() if _MEMINFO.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
 
 
 def array_bytes(arrays: Any) -> int:
@@ -89,15 +104,35 @@ def plan_pages(
     return min(wanted, fitting)
 
 
-def check_state(state: Any, devices: np.ndarray, *, num_pages: int, max_num_seqs: int) -> None:
-    """`InputError` if arrays of these shapes are more than all memory, so that nobody begins to fill it with them."""
+def check_state(state: Any, weights: Any, devices: np.ndarray, *, num_pages: int, max_num_seqs: int) -> None:
+    """`InputError` if arrays of these shapes are more than all memory, so that nobody begins to fill it with them.
+
+    What is free of a CPU's is an estimate that others change meanwhile: beyond it there is a warning only.
+    """
+    wanted = array_bytes(state) + array_bytes(weights)
     stats = _stats(devices.flat[0])
-    there = _host_bytes() if stats is None else stats["bytes_limit"] * devices.size
-    if (wanted := array_bytes(state)) > there:
-        raise InputError(
-            f"num_pages={num_pages} and max_num_seqs={max_num_seqs} take {wanted / _GIB:.1f} GiB and there are "
-            f"{there / _GIB:.1f} GiB of memory; lower what is too large of them"
+    if stats is None:
+        there = _host_bytes() + _of_the_system("SwapTotal")
+    else:
+        there = stats["bytes_limit"] * devices.size
+    if wanted > there:
+        told = f"there are {there / _GIB:.1f} GiB of memory"
+        raise too_large(state, weights, told, num_pages=num_pages, max_num_seqs=max_num_seqs)
+    free = _of_the_system("MemAvailable") + _of_the_system("SwapFree")
+    if stats is None and 0 < free < wanted:
+        warnings.warn(
+            f"weights and pages take {wanted / _GIB:.1f} GiB and some {free / _GIB:.1f} GiB of memory are free; lower "
+            "num_pages, or end other programs, if the system ends this one",
+            stacklevel=2,
         )
+
+
+def too_large(state: Any, weights: Any, told: str, *, num_pages: int, max_num_seqs: int) -> InputError:
+    """The error of a state that there is no memory for."""
+    return InputError(
+        f"num_pages={num_pages} and max_num_seqs={max_num_seqs} take {array_bytes(state) / _GIB:.1f} GiB beside "
+        f"{array_bytes(weights) / _GIB:.1f} GiB of weights, and {told}; lower what is too large of them"
+    )
 
 
 def working_bytes(config: ModelConfig, buckets: Buckets, item_bytes: int) -> int:

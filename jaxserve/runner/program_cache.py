@@ -8,6 +8,7 @@ import logging
 import os
 import pickle
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -40,6 +41,7 @@ class ProgramCache:
         self._directory = Path(directory).expanduser() / "programs" if directory else None
         self._devices = list(devices)
         self._parts = repr(([device.id for device in devices], parts))
+        self._given_up = threading.Lock()  # held for good by the first thread that cannot write
 
     def get(self, name: str, compile_: Callable[[], jax.stages.Compiled]) -> jax.stages.Compiled:
         """The program `name`, from the disk or from `compile_`."""
@@ -51,8 +53,21 @@ class ProgramCache:
             cached = compilations.cached_here()
             found = compile_()
             if compilations.cached_here() == cached:  # what XLA's CPU compiler has read from a cache cannot be written
-                _write(path, found)
+                self._keep(path, found)
         return found
+
+    def _keep(self, path: Path, program: jax.stages.Compiled) -> None:
+        if self._given_up.locked():
+            return
+        try:
+            _write(path, program)
+        except OSError as error:
+            if self._given_up.acquire(blocking=False):
+                _log.warning(
+                    "cannot keep compiled programs in %s (%s), so that the next start compiles them again",
+                    path.parent,
+                    error.strerror,
+                )
 
 
 def _read(path: Path, devices: list[jax.Device]) -> jax.stages.Compiled | None:
@@ -62,7 +77,7 @@ def _read(path: Path, devices: list[jax.Device]) -> jax.stages.Compiled | None:
             return None
         program, takes, gives = pickle.loads(path.read_bytes())
         loaded = serialize_executable.deserialize_and_load(program, takes, gives, execution_devices=devices)
-    except FileNotFoundError:
+    except OSError:  # mostly, that it is not there; writing tells what else is wrong with the directory
         return None
     except Exception as error:  # whatever damage does to it, compiling again mends it
         _log.warning("cannot use the compiled program %s (%s); it is compiled again", path, error)
@@ -72,13 +87,10 @@ def _read(path: Path, devices: list[jax.Device]) -> jax.stages.Compiled | None:
 
 
 def _write(path: Path, program: jax.stages.Compiled) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(pickle.dumps(serialize_executable.serialize(program)))
-        os.replace(file.name, path)
-    except OSError as error:
-        _log.warning("cannot keep a compiled program in %s (%s)", path.parent, error.strerror)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(pickle.dumps(serialize_executable.serialize(program)))
+    os.replace(file.name, path)
 
 
 @cache

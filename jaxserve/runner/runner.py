@@ -16,7 +16,7 @@ from jaxserve.runner.buckets import Buckets, PrefillBucket
 from jaxserve.runner.cache_layout import CacheLayout
 from jaxserve.runner.compilation import compile_all
 from jaxserve.runner.kv_cache import KVCache
-from jaxserve.runner.memory import array_bytes, check_state
+from jaxserve.runner.memory import array_bytes, check_state, too_large
 from jaxserve.runner.program_cache import ProgramCache
 from jaxserve.runner.programs import DeviceState, Programs, SlotState
 from jaxserve.runner.step_batch import DecodeArrays, Masks, Needs, PrefillArrays, StepBatch, StepResult, VocabRow
@@ -71,7 +71,8 @@ class Runner:
         self.state: DeviceState
         self._empty_state, (cache, slots) = empty, jax.eval_shape(empty)
         self._state_shapes = DeviceState(_placed(KVCache.sharding(mesh), cache), _placed(sharding(mesh), slots))
-        check_state(self._state_shapes, mesh.devices, num_pages=num_pages, max_num_seqs=buckets.max_num_seqs)
+        self._sizes = {"num_pages": num_pages, "max_num_seqs": buckets.max_num_seqs}
+        check_state(self._state_shapes, self._shapes, mesh.devices, **self._sizes)
         self._programs = Programs(
             graph,
             self._weights_tree,
@@ -110,7 +111,12 @@ class Runner:
         Not before the programs are compiled: on a GPU, XLA tries kernels out meanwhile, in memory of the device.
         """
         self._weights = jax.tree.leaves(weights)
-        self.state = self._empty_state()
+        try:
+            self.state = self._empty_state()
+        except (ValueError, jax.errors.JaxRuntimeError) as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise too_large(self._state_shapes, self._shapes, "so much is not free", **self._sizes) from error
 
     def dispatch(self, batch: StepBatch) -> StepResult:
         """Start one step; the result's arrays are on the device, under way."""

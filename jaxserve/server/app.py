@@ -77,7 +77,11 @@ def build_app(
         *page.ROUTES,
     ]
     routes.append(Route("/openapi.json", Description(routes).show, methods=["GET"]))
-    metrics.routes = {_endpoint(route): route.path for route in routes if isinstance(route, Route | Mount)}
+    metrics.routes = {  # a path without the kinds of its parameters
+        _endpoint(route): route.path_format if isinstance(route, Route) else route.path
+        for route in routes
+        if isinstance(route, Route | Mount)
+    }
     return Starlette(
         routes=routes,
         middleware=_layers(config, keys, metrics),

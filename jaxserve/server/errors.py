@@ -1,6 +1,5 @@
 """Errors as responses: one sentence each, in OpenAI's shape."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +15,6 @@ from jaxserve.server.failures import Unserved
 from jaxserve.server.protocol.base import ErrorDetail, ErrorResponse, RequestType
 
 _SHOWN = 60  # characters of a wrong value that its error repeats
-_WORD = re.compile(r"\w+")
 
 
 class ApiError(Exception):
@@ -66,17 +64,8 @@ def as_api_error(error: Exception, request: Request | None = None) -> ApiError:
 
 
 def _refusal(error: InputError, body: RequestType | None) -> ApiError:
-    """A sentence about a field begins with it, if it does not name the field beside."""
-    sentence, param = str(error), error.field
-    if body is not None:
-        names = body.other_names()
-        first = _WORD.match(sentence)
-        if param is None and first and (first[0] in names or first[0] in type(body).model_fields):
-            param = first[0]
-        param = names.get(param, param) if param else None
-        for ours, theirs in names.items():
-            sentence = re.sub(rf"^{ours}\b(?!\[)|\b{ours}(?==)", theirs, sentence)
-    return ApiError(400, sentence, param=param)
+    names = body.other_names() if body else {}
+    return ApiError(400, error.told(names), param=error.field and names.get(error.field, error.field))
 
 
 def validation_error(error: ValidationError, request_type: type[BaseModel]) -> ApiError:

@@ -104,7 +104,6 @@ def test_a_text_that_is_too_long_is_refused(renderer: Renderer):
     ("source", "told"),
     [
         ("{{ raise_exception('Roles must alternate') }}", "Roles must alternate"),
-        ("{% for", "unexpected"),
         ("{{ messages.append(1) }}", "append"),
         ("{{ messages.__class__.__mro__ }}", "__class__"),
         ("{% set ns = namespace() %}{% set ns.__class__ = 1 %}", "__class__"),
@@ -116,6 +115,20 @@ def test_what_a_template_fails_with_is_told(source: str, told: str, renderer: Re
     message = refusal(source, renderer)
     assert message.startswith("the chat template cannot render these messages (")
     assert told in message
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("{{ messages }}\n{% for", r"\(unexpected .* in line 2\)"),
+        ("{{ messages | upside_down }}", r"\(No filter named 'upside_down'. in line 1\)"),
+    ],
+)
+def test_a_template_that_is_none_is_blamed_by_its_file(source: str, told: str, renderer: Renderer):
+    template = ChatTemplate(source, {}, renderer, "model/chat_template.jinja")
+    for use in (template.names, lambda: template.render([USER])):
+        with pytest.raises(InputError, match=f"^model/chat_template.jinja is no chat template that can be read {told}"):
+            use()
 
 
 def test_what_json_cannot_express_is_refused(renderer: Renderer):

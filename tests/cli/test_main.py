@@ -57,6 +57,18 @@ def test_a_closed_input_does_not_hinder_others():
     subprocess.run(["sh", "-c", 'exec "$0" -c "$1" <&-', sys.executable, script], check=True, capture_output=True)
 
 
+def test_who_closes_the_error_output_hears_of_no_error_and_nothing_else_is_lost():
+    script = (
+        "import subprocess, sys\nfrom jaxserve.cli.main import main\n"
+        "assert main(['genrate']) == 2\nassert main(['--version']) == 0\nassert sys.stderr.fileno() == 2\n"
+        "subprocess.run(['sh', '-c', 'echo of another process >&2'], check=True)\n"
+    )
+    closed = subprocess.run(
+        ["sh", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, script], check=True, capture_output=True, text=True
+    )
+    assert closed.stdout == f"jaxserve {jaxserve.__version__}\n"
+
+
 @pytest.mark.parametrize("words", ["env", "--version"])
 def test_a_closed_output_is_refused(words: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sys.stdout", None)

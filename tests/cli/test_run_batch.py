@@ -96,6 +96,21 @@ def test_the_requests_are_not_written_over(link: Any, tmp_path: Path, capsys: py
 
 
 @pytest.mark.usefixtures("without_engine")
+@pytest.mark.parametrize(("source", "target"), [("-", "requests"), ("requests", "-")])
+def test_nor_are_those_of_a_standard_stream(
+    source: str, target: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("requests").write_text("no request")
+    with Path("requests").open("a+") as stream:
+        stream.seek(0)
+        monkeypatch.setattr("sys.stdin" if source == "-" else "sys.stdout", stream)
+        assert run_batch(source, target) == 2
+    assert "are the same file; give another one" in capsys.readouterr().err
+    assert Path("requests").read_text() == "no request"
+
+
+@pytest.mark.usefixtures("without_engine")
 def test_devices_and_standard_streams_may_be_both(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -183,6 +183,13 @@ def test_a_grammar_of_the_thinking_too_binds_from_the_first_token_on(grammars):
         assert constraint.complete
 
 
+def test_a_grammar_that_ends_nowhere_says_so_in_words(grammars):
+    constraint = Constraint(compiled(grammars, grammar='start: "x" never\nnever: never "y"'), None)
+    assert follows(constraint, "x")
+    assert not allowed(constraint) & set(ids("xy"))
+    assert constraint.error == "it leaves nothing that may come next"
+
+
 @pytest.mark.parametrize(
     ("grammar", "said"),
     [
@@ -250,6 +257,7 @@ def test_what_is_no_structured_output_is_refused_by_its_field(wanted, said):
         ({"regex": "(a"}, "regex cannot be followed"),
         ({"regex": "(?=a)b"}, "regex cannot be followed"),
         ({"grammar": "start: nothing_here"}, "grammar cannot be followed"),
+        ({"regex": r"[^\s\S]"}, r"regex cannot be followed \(it leaves nothing that may come next\); mend it"),
     ],
 )
 def test_what_cannot_be_followed_is_refused_before_anything_runs(grammars, wanted, said):

@@ -86,14 +86,15 @@ def test_what_the_model_would_say_is_greedy_and_scores_higher_than_what_it_would
 @pytest.mark.parametrize(
     ("prompts", "continuations", "said"),
     [
-        (["a", "b"], ["c", "d", "e"], "2 prompts for 3 continuations"),
-        ("", "a", "the prompt or the continuation is empty"),
-        ("a", "", "the prompt or the continuation is empty"),
+        (["a", "b"], ["c", "d", "e"], "prompts has 2 texts for 3 of continuations; give one for each"),
+        ("", "a", "prompts holds ''; give texts of more"),
+        ("a", "", "continuations holds ''; give non-empty texts"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(llm, prompts, continuations, said):
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=said) as caught:
         llm.score(prompts, continuations)
+    assert caught.value.field == said.split()[0]
 
 
 def test_an_unknown_pooling_is_refused(llm):

@@ -4,6 +4,7 @@ import pytest
 
 from jaxserve import InputError, SamplingParams
 from jaxserve.engine.input_processor import InputProcessor, Limits
+from jaxserve.engine.scoring import scored_tokens
 
 
 class Tokenizer:
@@ -28,5 +29,7 @@ def test_a_text_that_cannot_fit_whatever_its_tokens_are_is_not_tokenised() -> No
         InputError, match="the prompt has 16 characters and max_model_len is 5 tokens, of no more than 15"
     ):
         inputs.check("x" * 16, SamplingParams())
+    with pytest.raises(InputError, match="the prompt has 16 characters"):
+        scored_tokens(inputs.tokenize, "x" * 15, "x")
     assert not tokenizer.seen
     assert inputs.check("x" * 12, SamplingParams()).prompt_token_ids == [1] * 4

@@ -71,6 +71,19 @@ def test_a_damaged_file_is_compiled_again_and_mended(tmp_path, caplog):
     assert compiler.calls == 2
 
 
+def test_a_directory_that_cannot_be_is_told_once(tmp_path, caplog):
+    (tmp_path / "file").touch()
+    cache = ProgramCache(str(tmp_path / "file"), jax.devices()[:1])
+    compiler = Compiler()
+    for name in ("prefill", "decode"):
+        cache.get(name, compiler)
+    assert compiler.calls == 2
+    assert [record.message for record in caplog.records] == [
+        f"cannot keep compiled programs in {tmp_path}/file/programs (Not a directory), so that the next start compiles "
+        "them again"
+    ]
+
+
 def test_without_a_directory_nothing_is_kept():
     compiler = Compiler()
     ProgramCache("", jax.devices()[:1]).get("step", compiler)

@@ -11,7 +11,7 @@ from jaxserve.chat.events import Content
 from jaxserve.chat.parser import AnswerParser
 from jaxserve.config import EngineConfig
 from jaxserve.engine.input_processor import CheckedInput, Limits, Prompt
-from jaxserve.errors import InputError
+from jaxserve.errors import InputError, Name
 from jaxserve.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from jaxserve.sampling_params import SamplingParams
 from jaxserve.stats import EngineStats, Histogram
@@ -95,7 +95,7 @@ class FakeEngine:
         grammar: str | None = None,
     ) -> None:
         if checked.prompt_token_ids == [666]:
-            raise InputError("the prompt is bad; give a good one")
+            raise InputError(Name("the prompt"), " is bad; give a good one", field="prompt")
         self.running[request_id] = params, itertools.count(), RequestMetrics(time.perf_counter())
         self.added.append((request_id, params, priority))
         self.salts.append(cache_salt)

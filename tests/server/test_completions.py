@@ -270,9 +270,9 @@ def test_special_tokens_go_before_a_prompt_unless_told(
     tokenize = llm.engine.inputs.tokenize
     given: list[bool] = []
 
-    def note(text: str, *, add_special_tokens: bool = True) -> list[int]:
+    def note(text: str, *, add_special_tokens: bool = True, **others: Any) -> list[int]:
         given.append(add_special_tokens)
-        return tokenize(text, add_special_tokens=add_special_tokens)
+        return tokenize(text, add_special_tokens=add_special_tokens, **others)
 
     monkeypatch.setattr(llm.engine.inputs, "tokenize", note)
     for fields in ({}, {"add_special_tokens": True}, {"add_special_tokens": False}):

@@ -14,6 +14,7 @@ from tests.server.cases import CONVERSATION, MODEL_NAME, TOOLS, WEATHER_ARGUMENT
 
 SYSTEM, USER = CONVERSATION[0]["content"], CONVERSATION[1]
 ASKED: dict[str, Any] = {"model": MODEL_NAME, "messages": [USER], "system": SYSTEM, "max_tokens": 200}
+USED = {"type": "tool_use", "id": "1", "name": "f", "input": {}}
 ANTHROPIC_TOOLS = [
     {"name": f["name"], "description": f["description"], "input_schema": f["parameters"]}
     for f in (tool["function"] for tool in TOOLS)
@@ -152,7 +153,14 @@ IMAGE = {"type": "image", "source": {"type": "url", "url": "http://localhost/a.p
         ({"output_config": {"format": {"type": "text"}}}, ["output_config.format.type", "'json_schema'"]),
         ({"output_config": {"effort": "high"}}, ["output_config.effort is 'high'"]),
         ({"tool_choice": {"type": "any"}}, ["tool_choice", "there are no tools"]),
-        ({"tools": [{"name": "f", "input_schema": {"type": "array"}}]}, ["tools[0]", "'array'"]),
+        ({"tools": [{"name": "f", "input_schema": {"type": "array"}}]}, ["tools[0].input_schema", "'array'"]),
+        ({"tools": [{"name": "", "input_schema": {}}]}, ["tools[0].name is ''"]),
+        (
+            {"messages": [*ASKED["messages"], {"role": "assistant", "content": [USED]}]},
+            ["messages ends with a tool_use"],
+        ),
+        ({"chat_template_kwargs": {"tools": []}}, ["chat_template_kwargs has 'tools'"]),
+        ({"chat_template_kwargs": {"documents": [{}]}}, ["chat_template_kwargs.documents is given"]),
         ({"tool_choice": {"type": "tool", "name": "f"}}, ["'f'", "not among the tools"]),
         ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, ["tools[0].type", "bash_20250124"]),
         ({"container": "c"}, ["container", "not supported"]),

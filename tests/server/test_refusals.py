@@ -1,13 +1,18 @@
 """What cannot be served is answered with a status and a sentence that names it, and nothing else happens."""
 
+import dataclasses
 import json
 from typing import Any
 
 import httpx
 import pytest
 
+from jaxserve import SamplingParams
+from jaxserve.server.protocol.base import RequestType
 from jaxserve.server.protocol.chat import ChatCompletionRequest, Message
 from jaxserve.server.protocol.completions import CompletionRequest
+from jaxserve.server.protocol.messages import MessagesRequest
+from jaxserve.server.protocol.responses import ResponsesRequest
 from tests.server.cases import MODEL_NAME, error, events
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -146,6 +151,8 @@ def test_values_that_completions_do_not_take(client: httpx.Client, fields: dict[
     ("path", "fields", "param", "said"),
     [
         (COMPLETIONS, {"prompt": [10**9]}, "prompt", "prompt holds 1000000000;"),
+        (COMPLETIONS, {"prompt": [5] * 512}, "prompt", "the prompt has 512 tokens"),
+        (CHAT, {"messages": [USER | {"content": "Hello " * 600}]}, "messages", "the prompt has 1208 tokens"),
         (COMPLETIONS, {"prompt": "x", "logprobs": 21}, "logprobs", "logprobs is 21,"),
         ("/v1/embeddings", {"input": [-1]}, "input", "input holds -1;"),
         (CHAT, {"messages": [USER], "max_tokens": 0}, "max_tokens", "max_tokens is 0;"),
@@ -167,6 +174,12 @@ def test_values_that_completions_do_not_take(client: httpx.Client, fields: dict[
         ("/v1/responses", {"input": []}, "input", "input is empty;"),
         ("/v1/responses", {}, "input", "input is empty;"),
         ("/v1/responses", {"input": "x", "max_output_tokens": -1}, "max_output_tokens", "max_output_tokens is -1;"),
+        (
+            "/v1/responses",
+            {"input": "x", "max_output_tokens": 4, "min_tokens": 5},
+            "min_tokens",
+            "min_tokens=5 is more than max_output_tokens=4;",
+        ),
         ("/v1/responses", {"input": "x", "temperature": 101}, "temperature", "temperature is 101"),
         (
             "/v1/responses",
@@ -185,8 +198,46 @@ def test_the_field_is_told_by_the_clients_name(
 
 
 def test_a_refusal_of_no_field_names_none(client: httpx.Client) -> None:
-    found = refused(client, COMPLETIONS, prompt=[5] * 512)
+    found = refused(client, COMPLETIONS, prompt=["Hello"] * 3, n=1024)
+    assert "3072 completions" in found["message"]
     assert found["param"] is None
+
+
+# Each API's request, a body of it, and the numbers of `SamplingParams` that it has by another name.
+APIS: dict[str, tuple[type[RequestType], dict[str, Any], dict[str, str]]] = {
+    COMPLETIONS: (CompletionRequest, {"prompt": "Hello"}, {}),
+    CHAT: (ChatCompletionRequest, {"messages": [USER], "logprobs": True}, {"logprobs": "top_logprobs"}),
+    "/v1/responses": (ResponsesRequest, {"input": "Hello"}, {"max_tokens": "max_output_tokens"}),
+    "/v1/messages": (
+        MessagesRequest,
+        {"model": MODEL_NAME, "messages": [USER], "max_tokens": 1},
+        {"thinking_token_budget": "thinking.budget_tokens"},
+    ),
+}
+NUMBERS = [field.name for field in dataclasses.fields(SamplingParams) if field.type in (int, float, int | None)]
+SPELLED = [
+    (path, name, spelled)
+    for path, (request_type, _, others) in APIS.items()
+    for name in NUMBERS
+    if (spelled := others.get(name, name)).split(".")[0] in request_type.model_fields
+]
+SPELLED.append((CHAT, "max_tokens", "max_completion_tokens"))
+
+
+def test_every_number_is_some_apis() -> None:
+    assert {name for _, name, _ in SPELLED} == {*NUMBERS}
+
+
+@pytest.mark.parametrize(("path", "name", "spelled"), SPELLED)
+def test_every_number_is_refused_by_the_clients_name(client: httpx.Client, path: str, name: str, spelled: str) -> None:
+    outer, _, inner = spelled.partition(".")
+    given = {outer: {"type": "enabled", inner: 2**70} if inner else 2**70}
+    answer = client.post(path, json=APIS[path][1] | given)
+    assert answer.status_code == 400
+    found = answer.json()["error"]
+    assert found["message"].startswith(f"{spelled} is 1")  # 1180591620717411303424, or 1.18...e+21
+    if path != "/v1/messages":  # Anthropic's errors have no such place
+        assert found["param"] == spelled
 
 
 def test_best_of_n_is_n(client: httpx.Client) -> None:

@@ -15,6 +15,7 @@ from tests.server.cases import CONVERSATION, MODEL_NAME, TOOLS, WEATHER_ARGUMENT
 FLAT_TOOLS = [{"type": "function", "strict": False} | tool["function"] for tool in TOOLS]
 ASKED: dict[str, Any] = {"model": MODEL_NAME, "input": CONVERSATION, "temperature": 0}
 WEATHER: dict[str, Any] = ASKED | {"input": WEATHER_ASKED["content"], "tools": FLAT_TOOLS}
+CALLED: dict[str, Any] = {"type": "function_call", "call_id": "c", "name": "f"}
 
 
 @pytest.fixture
@@ -156,7 +157,22 @@ def test_events_are_named_and_the_last_one_ends_the_stream(client: httpx.Client)
         ({"tools": [{"type": "web_search"}]}, "tools[0].type", ["'web_search'", "'function'"]),
         ({"tools": [FLAT_TOOLS[0] | {"strict": "yes"}]}, "tools[0].strict", ["strict"]),
         ({"tool_choice": "required"}, "tool_choice", ["there are no tools"]),
-        ({"tool_choice": "always"}, "tool_choice", ["'always'", "'required'"]),
+        ({"tool_choice": "always"}, "tool_choice", ["'always'", "'required'", "{'type': 'function', 'name': ...}"]),
+        ({"tools": [FLAT_TOOLS[0] | {"name": ""}]}, "tools[0].name", ["tools[0].name is ''"]),
+        (
+            {"tools": [FLAT_TOOLS[0] | {"parameters": {"type": "array"}}]},
+            "tools",
+            ["tools[0].parameters is of type 'array'"],
+        ),
+        ({"input": [CALLED | {"arguments": "{"}]}, "input[0].arguments", ["input[0].arguments is '{'"]),
+        ({"input": "x " * 5000}, "input", ["the prompt has 10"]),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs", ["chat_template_kwargs has 'messages'"]),
+        ({"chat_template_kwargs": {"self": 1}}, "chat_template_kwargs", ["chat_template_kwargs has 'self'"]),
+        (
+            {"chat_template_kwargs": {"reasoning_effort": "low"}},
+            "chat_template_kwargs.reasoning_effort",
+            ["chat_template_kwargs.reasoning_effort is 'low'"],
+        ),
         ({"tool_choice": 5}, "tool_choice", ["tool_choice"]),
         ({"tool_choice": {"type": "file_search"}}, "tool_choice.type", ["'file_search'"]),
         ({"tool_choice": {"type": "function", "name": "f"}}, "tool_choice", ["'f'", "not among the tools"]),

@@ -77,6 +77,7 @@ def test_special_tokens_are_added_unless_told(llm: LLM, client: httpx.Client, mo
         ("/tokenize", {"messages": CONVERSATION, "tool_choice": "any"}, "tool_choice", "'required'"),
         ("/tokenize", {"messages": CONVERSATION, "tools": [{"type": "x"}]}, "tools", "only functions are supported"),
         ("/tokenize", {"messages": []}, "messages", "messages is empty"),
+        ("/tokenize", {"messages": [{"role": "user", "content": "x" * 9999}]}, "messages", "the prompt has"),
         ("/tokenize", {"prompt": ["x"]}, "prompt", "string"),
         ("/detokenize", {}, "tokens", "tokens is missing"),
         ("/detokenize", {"tokens": [10**9]}, "tokens", "1000000000"),

@@ -127,20 +127,18 @@ class EngineClient:
         return self.inputs.limits.max_model_len
 
     @property
-    def max_logprobs(self) -> int:
-        return self.inputs.limits.max_logprobs
-
-    @property
     def chat(self) -> ChatFormat:
         """How the model speaks; `InputError` if there is no tokenizer."""
         return self.inputs.chat
 
-    async def render_chat(self, messages: Sequence[dict[str, Any]], **template_arguments: Any) -> list[int]:
+    async def render_chat(self, /, messages: Sequence[dict[str, Any]], **template_arguments: Any) -> list[int]:
         """The tokens of a conversation in the model's chat template."""
         return await asyncio.to_thread(self.inputs.render_chat, messages, **template_arguments)
 
-    async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        return await asyncio.to_thread(self.inputs.tokenize, text, add_special_tokens=add_special_tokens)
+    async def tokenize(self, text: str, *, add_special_tokens: bool, must_fit: bool = False) -> list[int]:
+        return await asyncio.to_thread(
+            self.inputs.tokenize, text, add_special_tokens=add_special_tokens, must_fit=must_fit
+        )
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
         return await asyncio.to_thread(self.inputs.detokenize, token_ids)
@@ -176,7 +174,8 @@ class EngineClient:
                 self._check_alive()
                 if not self._mailboxes.keys().isdisjoint(prompts):
                     raise InputError(
-                        f"one of the request ids {', '.join(prompts)} is of a running request; give another"
+                        f"one of the request ids {', '.join(prompts)} is of a running request; give another",
+                        field="request_id",
                     )
                 place.take_tokens(sum(len(given.prompt_token_ids) for given in checked.values()))
                 self._log_prompts(checked)
@@ -378,7 +377,7 @@ class EngineClient:
             case Refused():
                 for request_id in message.request_ids:
                     if request_id in self._mailboxes:
-                        self._mailboxes[request_id].fail(InputError(message.sentence, field=message.field))
+                        self._mailboxes[request_id].fail(InputError(*message.parts, field=message.field))
             case Pong():
                 _settle(self._askers, message.stats)
             case _:

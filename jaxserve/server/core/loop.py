@@ -101,7 +101,7 @@ class CoreLoop:
                 added.append(request_id)
         except InputError as error:
             self._abort(added)
-            self._channel.send(Refused([*message.requests], str(error), error.field))
+            self._channel.send(Refused([*message.requests], [*error.parts], error.field))
 
     def _abort(self, request_ids: list[str]) -> None:
         for request_id in request_ids:

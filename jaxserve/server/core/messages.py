@@ -6,6 +6,7 @@ import msgspec
 
 from jaxserve.config import EngineConfig, ResolvedConfig
 from jaxserve.engine.input_processor import CheckedInput, Limits
+from jaxserve.errors import Name
 from jaxserve.outputs import CompletionOutput, Logprobs, RequestMetrics
 from jaxserve.sampling_params import SamplingParams
 from jaxserve.stats import EngineStats
@@ -96,8 +97,8 @@ class Refused(Message):
     """None of these requests runs."""
 
     request_ids: list[str]
-    sentence: str
-    field: str | None  # what is to be mended, where it is certain
+    parts: list[str | Name]  # of the `InputError` that says why
+    field: str | None  # which it is about
 
 
 class Pong(Message):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
@@ -30,13 +31,18 @@ class RequestType(BaseModel):
         return {name: value for name, value in given.items() if name not in cls.unsupported}
 
     def other_names(self) -> dict[str, str]:
-        """What the engine's errors call otherwise than this request does, each with the request's name for it."""
+        """What an `InputError` calls otherwise than this request does, each with the request's name for it."""
         return {}
 
 
 def refusal(field: str, sentence: str) -> PydanticCustomError:
     """An error about one field of the type that is being validated."""
     return PydanticCustomError("refusal", "{sentence}", {"field": field, "sentence": sentence})
+
+
+def within(field: str, names: Iterable[str]) -> dict[str, str]:
+    """What stands in a field, each with its path."""
+    return {name: f"{field}.{name}" for name in names}
 
 
 def _checked_kind(value: Any, field: ValidationInfo) -> Any:
@@ -46,6 +52,16 @@ def _checked_kind(value: Any, field: ValidationInfo) -> Any:
 
 
 ObjectOrText = Annotated[dict[str, Any] | str | None, BeforeValidator(_checked_kind)]
+
+
+def _checked_arguments(given: dict[str, Any] | None) -> dict[str, Any] | None:
+    for name in ("messages", "tools"):
+        if name in (given or {}):
+            raise ValueError(f"chat_template_kwargs has {name!r}; give that beside it instead")
+    return given
+
+
+TemplateArguments = Annotated[dict[str, Any] | None, AfterValidator(_checked_arguments)]
 
 
 def _token_ids_as_keys(bias: dict[str, float] | None) -> dict[int, float] | None:

@@ -5,7 +5,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from jaxserve.chat.tools import Tools
-from jaxserve.server.protocol.base import ObjectOrText, PromptLogprobs, RequestType, ResponseType, Usage, refusal
+from jaxserve.server.protocol.base import (
+    ObjectOrText,
+    PromptLogprobs,
+    RequestType,
+    ResponseType,
+    TemplateArguments,
+    Usage,
+    refusal,
+)
 from jaxserve.server.protocol.content import joined_text
 from jaxserve.server.protocol.structured import StructuredRequest
 
@@ -55,7 +63,7 @@ class Message(RequestType):
 
 # Arguments of the template that are fields of their own.
 _BESIDE = (
-    *("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "add_special_tokens"),
+    *("documents", "add_generation_prompt", "continue_final_message", "add_special_tokens"),
     "reasoning_effort",
 )
 
@@ -98,7 +106,7 @@ class ChatCompletionRequest(StructuredRequest):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     add_special_tokens: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: TemplateArguments = None
 
     @model_validator(mode="after")
     def _check_pairs(self) -> "ChatCompletionRequest":
@@ -106,8 +114,6 @@ class ChatCompletionRequest(StructuredRequest):
             raise refusal(
                 "max_completion_tokens", "max_tokens and max_completion_tokens are both given; give one of them"
             )
-        if self.top_logprobs is not None and self.top_logprobs < 0:
-            raise refusal("top_logprobs", f"top_logprobs is {self.top_logprobs}; give an integer from 0 on")
         if self.top_logprobs and not self.logprobs:
             raise refusal("top_logprobs", "top_logprobs needs logprobs=true; set it or leave top_logprobs out")
         return self
@@ -125,11 +131,12 @@ class ChatCompletionRequest(StructuredRequest):
         return settings | {"max_tokens": limit, "logprobs": (self.top_logprobs or 0) if self.logprobs else None}
 
     def other_names(self) -> dict[str, str]:
-        return {} if self.max_completion_tokens is None else {"max_tokens": "max_completion_tokens"}
+        names = {"prompt": "messages", "logprobs": "top_logprobs"}
+        return names if self.max_completion_tokens is None else names | {"max_tokens": "max_completion_tokens"}
 
     def template_arguments(self) -> dict[str, Any]:
         """What the template is rendered with, beside messages and tools."""
-        given = {name: value for name in _BESIDE[2:] if (value := getattr(self, name)) is not None}
+        given = {name: value for name in _BESIDE if (value := getattr(self, name)) is not None}
         return given | (self.chat_template_kwargs or {})
 
     def called(self) -> Tools:

@@ -22,7 +22,7 @@ class EmbeddingRequest(RequestType):
     normalize: bool | None = None
 
     def other_names(self) -> dict[str, str]:
-        return {"prompt_token_ids": "input"}
+        return {"prompt": "input", "prompt_token_ids": "input"}
 
 
 class EmbeddingUsage(ResponseType):
@@ -58,6 +58,10 @@ class ScoreRequest(RequestType):
     priority: Priority = 0
     text_1: Texts
     text_2: Texts
+
+    def other_names(self) -> dict[str, str]:
+        both = "text_1 with its text_2"  # which are one prompt
+        return {"prompts": "text_1", "continuations": "text_2", "prompt": "text_1", "the prompt": both}
 
 
 class ScoreEntry(ResponseType):

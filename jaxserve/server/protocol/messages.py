@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from jaxserve.chat.tools import Choice, Tools
-from jaxserve.server.protocol.base import RequestType, ResponseType, refusal
+from jaxserve.server.protocol.base import RequestType, ResponseType, TemplateArguments, refusal, within
 from jaxserve.server.protocol.content import joined_text
 from jaxserve.server.protocol.structured import OutputFormat, structured_outputs
 from jaxserve.structured_outputs import StructuredOutputsParams
@@ -107,7 +107,7 @@ class Tool(RequestType):
     }
 
     type: Literal["custom"] = "custom"
-    name: str
+    name: Annotated[str, Field(min_length=1)]
     description: str | None = None
     input_schema: dict[str, Any]
     strict: bool | None = None
@@ -176,12 +176,17 @@ class CountTokensRequest(RequestType):
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: TemplateArguments = None
 
     @model_validator(mode="after")
     def _check(self) -> "CountTokensRequest":
         if not self.messages:
             raise refusal("messages", "messages is empty; give at least one message")
+        last = self.messages[-1]
+        if last.role == "assistant" and any(isinstance(block, ToolUseBlock) for block in last.content):
+            raise refusal(
+                "messages", "messages ends with a tool_use, which no answer goes on from; give its result too"
+            )
         names = [tool.name for tool in self.tools or []]
         if self.tool_choice and self.tool_choice.type == "tool" and self.tool_choice.name not in names:
             raise refusal("tool_choice", f"tool_choice names {self.tool_choice.name!r}, which is not among the tools")
@@ -201,9 +206,14 @@ class CountTokensRequest(RequestType):
         return system + [message for given in self.messages for message in given.as_messages()]
 
     def other_names(self) -> dict[str, str]:
-        names = {"stop": "stop_sequences", "thinking_token_budget": "thinking.budget_tokens"}
-        effort = self.output_config and self.output_config.effort
-        return names | ({"reasoning_effort": "output_config.effort"} if effort else {})
+        names = {"prompt": "messages", "stop": "stop_sequences", "thinking_token_budget": "thinking.budget_tokens"}
+        names |= {"function.parameters": "input_schema", "continue_final_message": "messages"}
+        names |= within("chat_template_kwargs", (self.chat_template_kwargs or {}).keys() - type(self).model_fields)
+        if self.thinking and self.thinking.type == "disabled":
+            names["reasoning_effort"] = "the effort of thinking.type 'disabled'"
+        elif self.output_config and self.output_config.effort:
+            names["reasoning_effort"] = "output_config.effort"
+        return names
 
     def template_arguments(self) -> dict[str, Any]:
         """An assistant's message at the end is the beginning of the answer."""

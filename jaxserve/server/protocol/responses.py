@@ -4,8 +4,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, PrivateAttr, Tag, model_validator
 
+from jaxserve.chat.messages import parsed_arguments
 from jaxserve.chat.tools import Choice, Tools
-from jaxserve.server.protocol.base import RequestType, ResponseType, SamplingFields
+from jaxserve.errors import InputError
+from jaxserve.server.protocol.base import (
+    RequestType,
+    ResponseType,
+    SamplingFields,
+    TemplateArguments,
+    refusal,
+    within,
+)
 from jaxserve.server.protocol.content import joined_text
 from jaxserve.server.protocol.structured import TextFormat, structured_outputs
 from jaxserve.structured_outputs import StructuredOutputsParams
@@ -74,7 +83,7 @@ class FunctionTool(RequestType):
     unsupported = {"defer_loading": (False,), "allowed_callers": (), "output_schema": ()}
 
     type: Literal["function"]
-    name: str
+    name: Annotated[str, Field(min_length=1)]
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -123,9 +132,17 @@ def _as_items(given: Any) -> Any:
     return given
 
 
+_CHOICES = (
+    "'none', 'auto', 'required', {'type': 'function', 'name': ...} or "
+    "{'type': 'allowed_tools', 'mode': ..., 'tools': [...]}"
+)
+
+
 def _checked_choice(choice: Any) -> Any:
-    if isinstance(choice, str | None):
+    if choice in (None, "none", "auto", "required"):
         return choice
+    if isinstance(choice, str):
+        raise ValueError(f"tool_choice is {choice[:60]!r}; give {_CHOICES}")
     if not isinstance(choice, dict):
         raise ValueError(f"tool_choice is a {type(choice).__name__}; give a text or an object")
     return (AllowedTools if choice.get("type") == "allowed_tools" else NamedFunction).model_validate(choice)
@@ -162,7 +179,7 @@ class ResponsesRequest(SamplingFields):
     text: TextConfig | None = None
     tools: list[FunctionTool] | None = None
     tool_choice: Annotated[str | NamedFunction | AllowedTools | None, BeforeValidator(_checked_choice)] = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: TemplateArguments = None
 
     _wanted: StructuredOutputsParams | None = PrivateAttr(None)
 
@@ -170,6 +187,17 @@ class ResponsesRequest(SamplingFields):
     def _read_wanted(self) -> "ResponsesRequest":
         if self.text and self.text.format and (settings := self.text.format.settings()):
             self._wanted = structured_outputs("text.format", settings)
+        return self
+
+    @model_validator(mode="after")
+    def _check_calls(self) -> "ResponsesRequest":
+        for number, item in enumerate(self.input):
+            if isinstance(item, InputCall):
+                place = f"input[{number}].arguments"
+                try:
+                    parsed_arguments(item.arguments, place)
+                except InputError as error:
+                    raise refusal(place, str(error)) from error
         return self
 
     @property
@@ -190,8 +218,12 @@ class ResponsesRequest(SamplingFields):
         }
 
     def other_names(self) -> dict[str, str]:
-        names = {"messages": "input", "max_tokens": "max_output_tokens"}
-        return names | ({"reasoning_effort": "reasoning.effort"} if self.reasoning and self.reasoning.effort else {})
+        names = within("chat_template_kwargs", (self.chat_template_kwargs or {}).keys() - type(self).model_fields)
+        names |= {"prompt": "input", "messages": "input", "max_tokens": "max_output_tokens"}
+        names["function.parameters"] = "parameters"
+        if self.reasoning and self.reasoning.effort:
+            names["reasoning_effort"] = "reasoning.effort"
+        return names
 
     def template_arguments(self) -> dict[str, Any]:
         effort = self.reasoning.effort if self.reasoning else None

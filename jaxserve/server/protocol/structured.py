@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, PrivateAttr, model_validator
 
 from jaxserve.errors import InputError
-from jaxserve.server.protocol.base import GenerationRequest, ObjectOrText, RequestType, refusal
+from jaxserve.server.protocol.base import GenerationRequest, ObjectOrText, RequestType, refusal, within
 from jaxserve.structured_outputs import StructuredOutputsParams
 
 
@@ -127,7 +127,8 @@ def structured_outputs(field: str, settings: dict[str, Any]) -> StructuredOutput
     try:
         return StructuredOutputsParams(**settings, given_as=field)
     except InputError as error:
-        raise refusal(field, str(error)) from error
+        names = within(field, settings) if field == "structured_outputs" else dict.fromkeys(settings, field)
+        raise refusal(field, error.told(names)) from error
 
 
 def _settings(type: str, schema: dict[str, Any] | None) -> dict[str, Any] | None:

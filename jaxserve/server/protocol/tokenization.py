@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import model_validator
 
-from jaxserve.server.protocol.base import RequestType, ResponseType, refusal
+from jaxserve.server.protocol.base import RequestType, ResponseType, TemplateArguments, refusal
 from jaxserve.server.protocol.chat import ChatCompletionRequest, Message
 
 _OF_CHAT = (
@@ -28,7 +28,7 @@ class TokenizeRequest(RequestType):
     documents: list[dict[str, Any]] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: TemplateArguments = None
 
     @model_validator(mode="after")
     def _check_form(self) -> "TokenizeRequest":
@@ -38,6 +38,9 @@ class TokenizeRequest(RequestType):
         if self.messages is None and given:
             raise refusal(given, f"{given} goes with messages; leave it out")
         return self
+
+    def other_names(self) -> dict[str, str]:
+        return {} if self.messages is None else {"prompt": "messages"}
 
     def conversation(self) -> ChatCompletionRequest:
         """The request for an answer to `messages`; `ValidationError` if that would be refused."""

@@ -9,7 +9,6 @@ from starlette.responses import Response
 from jaxserve.chat.events import Answer, as_delta
 from jaxserve.chat.tools import Tools
 from jaxserve.engine.detokenizer import TokenBytes
-from jaxserve.errors import InputError
 from jaxserve.outputs import CompletionOutput, RequestOutput
 from jaxserve.server.incoming import read_body
 from jaxserve.server.logprobs import chat_logprobs, prompt_logprobs
@@ -50,11 +49,6 @@ class Chat:
         body = await read_body(request, ChatCompletionRequest)
         self._served.check_name(body.model)
         engine = self._served.engine
-        if (body.top_logprobs or 0) > engine.max_logprobs:
-            raise InputError(
-                f"top_logprobs is {body.top_logprobs}, and this engine was started with "
-                f"max_logprobs={engine.max_logprobs}; ask for fewer"
-            )
         turn = Turn(
             messages=[message.model_dump(exclude_none=True) for message in body.messages],
             sampling=body.sampling_settings(),

@@ -72,7 +72,8 @@ class Completions:
         if text is not None and room is None and body.add_special_tokens is not False:
             return _Prompt(text, text)
         if isinstance(prompt, str):
-            prompt = await engine.tokenize(prompt, add_special_tokens=body.add_special_tokens is not False)
+            special = body.add_special_tokens is not False
+            prompt = await engine.tokenize(prompt, add_special_tokens=special, must_fit=room is None)
         if room == -1:
             room = max(1, engine.max_model_len - (params.max_tokens or 1))
         if room is not None and len(prompt) > room:

@@ -1,5 +1,6 @@
 """`/tokenize`, `/detokenize` and `/tokenizer_info`"""
 
+import asyncio
 from typing import Any
 
 from pydantic import ValidationError
@@ -44,8 +45,13 @@ class Tokenization:
             token_ids = await engine.tokenize(body.prompt, add_special_tokens=special)
         else:
             token_ids = await self._render(body)
-        answer = TokenizeResponse(count=len(token_ids), max_model_len=engine.max_model_len, tokens=token_ids)
-        if body.return_token_strs:
+        # A text may be of any length here, and millions of tokens take seconds to write, which nobody is to wait for.
+        return await asyncio.to_thread(self._answer, token_ids, with_texts=bool(body.return_token_strs))
+
+    def _answer(self, token_ids: list[int], *, with_texts: bool) -> Response:
+        max_model_len = self._served.engine.max_model_len
+        answer = TokenizeResponse(count=len(token_ids), max_model_len=max_model_len, tokens=token_ids)
+        if with_texts:
             answer.token_strs = self._tokenizer.convert_ids_to_tokens(token_ids)
         return json_response(answer)
 

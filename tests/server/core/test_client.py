@@ -114,8 +114,10 @@ async def test_of_several_prompts_none_runs_if_one_cannot_be_served() -> None:
         refused = asyncio.create_task(collected(engine.generate({"a": "x", "b": "bad", "c": "x"}, FIVE)))
         await asyncio.sleep(0.05)
         fake.may_step.set()
-        with pytest.raises(InputError, match="the prompt is bad"):
+        with pytest.raises(InputError, match="the prompt is bad") as raised:
             await refused
+        assert raised.value.field == "prompt"
+        assert raised.value.told({"the prompt": "input"}) == "input is bad; give a good one"
         assert (await neighbour)["n"].outputs[0].token_ids == [0, 1, 2, 3, 4]
     assert fake.stepped == {"n"}
     assert not fake.running
