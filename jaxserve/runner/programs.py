@@ -1,4 +1,4 @@
-"""The two programs that serve: prefill and decode. Traced once per bucket, compiled ahead of time, never again."""
+"""The programs that serve: prefill, decode, and what few requests want. Compiled ahead of time for each bucket."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -124,8 +124,11 @@ class Programs:
 
     def prefill(
         self, weights: list[jax.Array], state: DeviceState, batch: PrefillArrays, tile_size: int
-    ) -> tuple[DeviceState, StepResult]:
-        """Chunks of several prompts; a new token for each that ends here, and for each row that continues."""
+    ) -> tuple[DeviceState, tuple[StepResult, jax.Array]]:
+        """Chunks of several prompts; a new token for each that ends here, and for each row that continues.
+
+        Beside the result stand all tokens' last hidden states `[T, hidden]`, for `prompt_logprobs`.
+        """
         model = self._model(weights)
         slots = self._with_new_pages(state.slots, batch, batch.lengths - 1)
 
@@ -155,11 +158,27 @@ class Programs:
             batch,
         )
         last_token = slots.last_token.at[batch.sampling_slots].set(token_ids, mode="drop")
-        result = StepResult(
-            token_ids, logprobs, self._prompt_logprobs(model, hidden, batch), self._hidden(hidden, batch)
-        )
+        result = StepResult(token_ids, logprobs, None, self._hidden(hidden, batch))
         state = DeviceState(attend.cache, SlotState(last_token, tables, sampling, vocab))
-        return state, result
+        return state, (result, hidden)
+
+    def prompt_logprobs(self, weights: list[jax.Array], hidden: jax.Array, next_token_ids: jax.Array) -> LogprobRows:
+        """Log-probabilities of `next_token_ids` `[T]` after `hidden` `[T, hidden]`, a block of positions at a time.
+
+        A program of its own: within prefill, a GPU's host would wait for the device at each step to learn whether this
+        loop is to run.
+        """
+        model = self._model(weights)
+        block = min(PROMPT_LOGPROB_ROWS, len(hidden))
+        padding = -len(hidden) % block
+
+        def of_block(inputs: tuple[jax.Array, jax.Array]) -> LogprobRows:
+            return log_probabilities(self._replicated(model.logits(inputs[0])), inputs[1], self._max_logprobs)
+
+        blocks = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(-1, block, hidden.shape[-1])
+        targets = jnp.pad(next_token_ids, (0, padding)).reshape(-1, block)
+        found = jax.lax.map(of_block, (blocks, targets))
+        return jax.tree.map(lambda rows: rows.reshape(-1, *rows.shape[2:])[: len(hidden)], found)
 
     @staticmethod
     def load_vocab_row(vocab: VocabState, row: VocabRow) -> VocabState:
@@ -224,22 +243,6 @@ class Programs:
         )
         counts = vocab.output_counts.at[counted_slots, token_ids].add(1, mode="drop")
         return token_ids, logprobs, vocab._replace(output_counts=counts)
-
-    def _prompt_logprobs(self, model, hidden: jax.Array, batch: PrefillArrays) -> LogprobRows:
-        """Log-probabilities of each position's `next_token_ids`, a block of positions at a time."""
-        block = min(PROMPT_LOGPROB_ROWS, len(hidden))
-        padding = -len(hidden) % block
-
-        def of_block(inputs: tuple[jax.Array, jax.Array]) -> LogprobRows:
-            return log_probabilities(self._replicated(model.logits(inputs[0])), inputs[1], self._max_logprobs)
-
-        def all_blocks() -> LogprobRows:
-            blocks = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(-1, block, hidden.shape[-1])
-            targets = jnp.pad(batch.next_token_ids, (0, padding)).reshape(-1, block)
-            found = jax.lax.map(of_block, (blocks, targets))
-            return jax.tree.map(lambda rows: rows.reshape(-1, *rows.shape[2:])[: len(hidden)], found)
-
-        return self._if_needed(batch.needs & Needs.PROMPT_LOGPROBS != 0, all_blocks)
 
     def _hidden(self, hidden: jax.Array, batch: PrefillArrays) -> HiddenRows:
         """What embeddings are made of."""

@@ -19,7 +19,16 @@ from jaxserve.runner.kv_cache import KVCache
 from jaxserve.runner.memory import array_bytes, check_state, too_large
 from jaxserve.runner.program_cache import ProgramCache
 from jaxserve.runner.programs import DeviceState, Programs, SlotState
-from jaxserve.runner.step_batch import DecodeArrays, Masks, Needs, PrefillArrays, StepBatch, StepResult, VocabRow
+from jaxserve.runner.step_batch import (
+    DecodeArrays,
+    LogprobRows,
+    Masks,
+    Needs,
+    PrefillArrays,
+    StepBatch,
+    StepResult,
+    VocabRow,
+)
 
 # On the CPU, LLVM takes a quarter longer to optimise all that it can, and steps take as long either way.
 _COMPILER_OPTIONS: dict[str, dict[str, bool | int | float | str]] = {"cpu": {"xla_backend_optimization_level": 1}}
@@ -101,6 +110,10 @@ class Runner:
         programs: dict[Any, Callable[[], jax.stages.Compiled]] = {}
         programs |= {bucket: partial(self._compile_decode, bucket) for bucket in reversed(self._buckets.decode)}
         programs |= {bucket: partial(self._compile_prefill, bucket) for bucket in reversed(self._buckets.prefill)}
+        programs |= {
+            (LogprobRows, tokens): partial(self._compile_prompt_logprobs, tokens)
+            for tokens in sorted({bucket.tokens for bucket in self._buckets.prefill}, reverse=True)
+        }
         programs |= {VocabRow: self._compile_vocab_row, Masks: self._compile_masks}
         tasks = [partial(self._cache.get, repr(key), compile_) for key, compile_ in programs.items()]
         self._compiled = dict(zip(programs, compile_all(tasks, on_compiled), strict=True))
@@ -124,8 +137,14 @@ class Runner:
             vocab = self._compiled[type(loaded)](self.state.slots.vocab, loaded)
             self.state = self.state._replace(slots=self.state.slots._replace(vocab=vocab))
         arrays = batch.arrays
-        key = len(arrays.slots) if isinstance(arrays, DecodeArrays) else self._prefill_bucket(arrays)
-        self.state, result = self._compiled[key](self._weights, self.state, arrays)
+        if isinstance(arrays, DecodeArrays):
+            self.state, result = self._compiled[len(arrays.slots)](self._weights, self.state, arrays)
+            return result
+        bucket = self._buckets.prefill_for(len(arrays.token_ids), len(arrays.slots))
+        self.state, (result, hidden) = self._compiled[bucket](self._weights, self.state, arrays)
+        if arrays.needs & Needs.PROMPT_LOGPROBS:
+            find = self._compiled[LogprobRows, bucket.tokens]
+            result = result._replace(prompt_logprobs=find(self._weights, hidden, arrays.next_token_ids))
         return result
 
     @property
@@ -170,7 +189,7 @@ class Runner:
             StepResult(
                 result.token_ids,
                 result.logprobs if needs & Needs.LOGPROBS else None,
-                result.prompt_logprobs if needs & Needs.PROMPT_LOGPROBS else None,
+                result.prompt_logprobs,
                 result.hidden if needs & Needs.HIDDEN else None,
             )
         )
@@ -181,9 +200,6 @@ class Runner:
             array.delete()
         self._weights.clear()  # others may hold them too
         self._compiled.clear()
-
-    def _prefill_bucket(self, arrays: PrefillArrays) -> PrefillBucket:
-        return self._buckets.prefill_for(len(arrays.token_ids), len(arrays.slots))
 
     def _compile_decode(self, rows: int) -> jax.stages.Compiled:
         sizes = {"max_num_seqs": self._buckets.max_num_seqs, "groups": len(self._layout.windows)}
@@ -205,6 +221,13 @@ class Runner:
         step = jax.jit(program, donate_argnums=1, in_shardings=(None, None, whole), out_shardings=(state, whole))
         with jax.set_mesh(self._mesh):  # for the layers that split their own work
             return self._compiled_of(step.lower(self._shapes, self._state_shapes, arrays))
+
+    def _compile_prompt_logprobs(self, tokens: int) -> jax.stages.Compiled:
+        whole = sharding(self._mesh)
+        hidden = jax.ShapeDtypeStruct((tokens, self._config.hidden_size), self._shapes[0].dtype, sharding=whole)
+        program = jax.jit(self._programs.prompt_logprobs, in_shardings=(None, whole, whole), out_shardings=whole)
+        with jax.set_mesh(self._mesh):
+            return self._compiled_of(program.lower(self._shapes, hidden, np.zeros(tokens, np.int32)))
 
     def _compile_vocab_row(self) -> jax.stages.Compiled:
         size = self._vocab_size

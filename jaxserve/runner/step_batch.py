@@ -195,5 +195,5 @@ class StepResult(NamedTuple):
 
     token_ids: Array  # int32 [R] or [max_decode_steps, B]
     logprobs: LogprobRows | None  # [R] or [B]
-    prompt_logprobs: LogprobRows | None  # [T], of `next_token_ids`
+    prompt_logprobs: LogprobRows | None  # [T], of `next_token_ids`, where they are wanted
     hidden: HiddenRows | None  # [R], of a prefill step

@@ -107,3 +107,5 @@ def test_prefill_writes_the_cache_in_place_and_attends_in_kernels_only():
     assert_written_in_place(compiled, layout)
     assert sum(compiled.mosaic_calls.values()) == LAYERS
     assert not [kernel for kernel in compiled.kernels if kernel.spilled_bytes]
+    launched = count_graphs(compiled.thunks)
+    assert (launched["graphs"], launched["outside"]) == (1, 0), "outside of a CUDA graph a branch waits for the host"
