@@ -13,6 +13,7 @@ from flax import nnx
 
 from jaxserve.chat.events import as_delta
 from jaxserve.chat.parser import AnswerParser, whole_answer
+from jaxserve.chat.template import checked_arguments
 from jaxserve.chat.tools import Choice, Tools
 from jaxserve.config import EngineConfig
 from jaxserve.engine.engine import Engine
@@ -210,11 +211,7 @@ class LLM:
     def _chat_prompt(
         self, messages: Sequence[Message], tools: Tools, arguments: dict[str, Any] | None
     ) -> dict[str, Any]:
-        if not isinstance(arguments, dict | None):
-            raise InputError(f"chat_template_kwargs is of type {type(arguments).__name__}; give a dict")
-        if beside := {"messages", "tools"}.intersection(arguments or ()):
-            raise InputError(f"chat_template_kwargs has {min(beside)!r}; give that beside it instead")
-        return self.render_chat(messages, tools=[*tools.shown], **(arguments or {}))
+        return self.render_chat(messages, tools=[*tools.shown], **(checked_arguments(arguments) or {}))
 
     def _params(self, given: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
         """Those of each of so many prompts."""

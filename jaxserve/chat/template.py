@@ -14,6 +14,17 @@ MAX_CHARACTERS = 2**24  # of the text; more than any model's context
 _END_OF_PART = "\U000f0002"  # in the place where a message is to be continued; private, so that no text has it
 
 
+def checked_arguments(given: Any, beside: Sequence[str] = ("messages", "tools")) -> dict[str, Any] | None:
+    """A template's arguments as they are given; `InputError` if any of what is given `beside` them is among them."""
+    field = Name("chat_template_kwargs")
+    if not isinstance(given, dict | None):
+        raise InputError(field, f" is of type {type(given).__name__}; give a dict")
+    for name in beside:
+        if name in (given or {}):
+            raise InputError(field, f" has {name!r}; give that beside it instead")
+    return given
+
+
 class Renderer(LimitedProcess):
     """The process of `render_process.py`."""
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
+from jaxserve.chat.template import checked_arguments
 from jaxserve.sampling_params import SamplingParams
 
 
@@ -54,14 +55,7 @@ def _checked_kind(value: Any, field: ValidationInfo) -> Any:
 ObjectOrText = Annotated[dict[str, Any] | str | None, BeforeValidator(_checked_kind)]
 
 
-def _checked_arguments(given: dict[str, Any] | None) -> dict[str, Any] | None:
-    for name in ("messages", "tools"):
-        if name in (given or {}):
-            raise ValueError(f"chat_template_kwargs has {name!r}; give that beside it instead")
-    return given
-
-
-TemplateArguments = Annotated[dict[str, Any] | None, AfterValidator(_checked_arguments)]
+TemplateArguments = Annotated[dict[str, Any] | None, AfterValidator(checked_arguments)]
 
 
 def _token_ids_as_keys(bias: dict[str, float] | None) -> dict[int, float] | None:

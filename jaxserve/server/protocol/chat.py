@@ -2,15 +2,15 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from jaxserve.chat.template import checked_arguments
 from jaxserve.chat.tools import Tools
 from jaxserve.server.protocol.base import (
     ObjectOrText,
     PromptLogprobs,
     RequestType,
     ResponseType,
-    TemplateArguments,
     Usage,
     refusal,
 )
@@ -62,10 +62,10 @@ class Message(RequestType):
 
 
 # Arguments of the template that are fields of their own.
-_BESIDE = (
-    *("documents", "add_generation_prompt", "continue_final_message", "add_special_tokens"),
-    "reasoning_effort",
-)
+_BESIDE = ("documents", "add_generation_prompt", "continue_final_message", "add_special_tokens", "reasoning_effort")
+_Arguments = Annotated[
+    dict[str, Any] | None, AfterValidator(lambda given: checked_arguments(given, ("messages", "tools", *_BESIDE)))
+]
 
 
 class ChatCompletionRequest(StructuredRequest):
@@ -106,7 +106,7 @@ class ChatCompletionRequest(StructuredRequest):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     add_special_tokens: bool | None = None
-    chat_template_kwargs: TemplateArguments = None
+    chat_template_kwargs: _Arguments = None
 
     @model_validator(mode="after")
     def _check_pairs(self) -> "ChatCompletionRequest":
@@ -116,13 +116,6 @@ class ChatCompletionRequest(StructuredRequest):
             )
         if self.top_logprobs and not self.logprobs:
             raise refusal("top_logprobs", "top_logprobs needs logprobs=true; set it or leave top_logprobs out")
-        return self
-
-    @model_validator(mode="after")
-    def _check_template_arguments(self) -> "ChatCompletionRequest":
-        for name in _BESIDE:
-            if name in (self.chat_template_kwargs or {}):
-                raise refusal("chat_template_kwargs", f"chat_template_kwargs has {name!r}; give that beside it instead")
         return self
 
     def sampling_settings(self) -> dict[str, Any]:
