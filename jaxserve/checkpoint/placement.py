@@ -32,6 +32,15 @@ class Plan(NamedTuple):
     sources: Sources
 
 
+class _Part(NamedTuple):
+    """What some devices of this process hold of a plan's array, all of them the same."""
+
+    slices: tuple[slice, ...]
+    shape: tuple[int, ...]
+    bytes: int
+    devices: list[jax.Device]
+
+
 class _Shard(NamedTuple):
     plan: int
     devices: list[jax.Device]
@@ -45,16 +54,17 @@ def place(plans: list[Plan], on_bytes: Callable[[int, int], None] = lambda done,
 
     A tensor that holds NaN is warned of by name. `on_bytes` is told how many bytes of how many are in place.
     """
-    filler = _Filler(on_bytes, sum(_bytes(plan, index) for plan in plans for index in _parts(plan)))
+    parts = [_parts(plan) for plan in plans]
+    filling = _Filling(on_bytes, sum(part.bytes for own in parts for part in own))
     # One keeps a disk busy while the other looks for NaN, even on one core.
-    with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as filler.pool:
-        arrays = (_kept if _on_host(plans) else _sent)(plans, filler)
-    for name in filler.with_nan:
+    with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as filling.pool:
+        arrays = (_kept if _on_host(plans) else _sent)(plans, parts, filling)
+    for name in filling.with_nan:
         logger.warning("tensor %r holds NaN, so that the model's output may be of no use; download it again", name)
     return arrays
 
 
-class _Filler:
+class _Filling:
     """Threads that fill memory from the sources, and what has come of it."""
 
     pool: ThreadPoolExecutor
@@ -65,9 +75,10 @@ class _Filler:
         self._on_bytes, self._done, self._total = on_bytes, 0, total
         on_bytes(0, total)
 
-    def begin(self, plan: Plan, parts: dict[tuple[slice, ...], np.ndarray]) -> list[Future]:
+    def begin(self, plan: Plan, parts: list[_Part], memory: list[np.ndarray]) -> list[Future]:
         """Fill the memory of some parts of a plan, in tasks that end after a few megabytes."""
-        copies = (copy for index, memory in parts.items() for copy in overlaps(plan.sources, plan.shape, index, memory))
+        filled = zip(parts, memory, strict=True)
+        copies = (copy for part, own in filled for copy in overlaps(plan.sources, plan.shape, part.slices, own))
         return [self.pool.submit(self._fill, task) for task in _tasks(copies)]
 
     def end(self, tasks: list[Future], size: int) -> None:
@@ -78,17 +89,17 @@ class _Filler:
         self._on_bytes(self._done, self._total)
 
 
-def _kept(plans: list[Plan], filler: _Filler) -> list[jax.Array]:
+def _kept(plans: list[Plan], parts: list[list[_Part]], filling: _Filling) -> list[jax.Array]:
     """The arrays where they were filled: on the host nothing has to leave before the next comes."""
     source = _Memory(_HOST_CHUNK_BYTES, shared_below=_HOST_CHUNK_BYTES)
-    memory, filling = [], []
-    for plan in plans:
-        memory.append({index: source.take(_shape(plan, index), plan.dtype) for index in _parts(plan)})
-        filling.append(filler.begin(plan, memory[-1]))
+    memory, begun = [], []
+    for plan, own in zip(plans, parts, strict=True):
+        memory.append([source.take(part.shape, plan.dtype) for part in own])
+        begun.append(filling.begin(plan, own, memory[-1]))
     arrays = []
-    for plan, parts, tasks in zip(plans, memory, filling, strict=True):
-        filler.end(tasks, sum(part.nbytes for part in parts.values()))
-        arrays.append(_array(plan, parts))
+    for plan, own, rows, tasks in zip(plans, parts, memory, begun, strict=True):
+        filling.end(tasks, sum(part.bytes for part in own))
+        arrays.append(_array(plan, {part.slices: each for part, each in zip(own, rows, strict=True)}))
     return arrays
 
 
@@ -96,9 +107,9 @@ def _array(plan: Plan, parts: dict[tuple[slice, ...], np.ndarray]) -> jax.Array:
     return jax.make_array_from_callback(plan.shape, plan.sharding, lambda index: parts[index or ()], dtype=plan.dtype)
 
 
-def _sent(plans: list[Plan], filler: _Filler) -> list[jax.Array]:
+def _sent(plans: list[Plan], parts: list[list[_Part]], filling: _Filling) -> list[jax.Array]:
     """The arrays on their devices, to which each part goes as soon as others need its memory."""
-    room = max((_bytes(plan, index) for plan in plans for index in _parts(plan)), default=0)
+    room = max((part.bytes for own in parts for part in own), default=0)
     source = _Memory(_CHUNK_BYTES, shared_below=_HUGE_PAGE_BYTES)
     placed: list[list[jax.Array]] = [[] for _ in plans]
     waiting: list[_Shard] = []
@@ -110,21 +121,20 @@ def _sent(plans: list[Plan], filler: _Filler) -> list[jax.Array]:
         first = waiting[:count]
         del waiting[:count]
         for shard in first:
-            filler.end(shard.tasks, shard.memory.nbytes)
+            filling.end(shard.tasks, shard.memory.nbytes)
             held -= shard.memory.nbytes
         pairs = [(shard, device) for shard in first for device in shard.devices]
         arrays = jax.device_put([shard.memory for shard, _ in pairs], [device for _, device in pairs])
         for (shard, _), array in zip(pairs, jax.block_until_ready(arrays), strict=True):
             placed[shard.plan].append(array)
 
-    for number, plan in enumerate(plans):
-        for index, devices in _parts(plan).items():
-            size = _bytes(plan, index)
-            while waiting and held + size > room:
+    for number, (plan, own) in enumerate(zip(plans, parts, strict=True)):
+        for part in own:
+            while waiting and held + part.bytes > room:
                 send(-(-len(waiting) // 2))
-            held += size
-            memory = source.take(_shape(plan, index), plan.dtype)
-            waiting.append(_Shard(number, devices, memory, filler.begin(plan, {index: memory})))
+            held += part.bytes
+            memory = source.take(part.shape, plan.dtype)
+            waiting.append(_Shard(number, part.devices, memory, filling.begin(plan, [part], [memory])))
             del memory
     send(len(waiting))
     return [
@@ -138,20 +148,14 @@ def _on_host(plans: list[Plan]) -> bool:
     return all(device.platform == "cpu" for device in devices)
 
 
-def _parts(plan: Plan) -> dict[tuple[slice, ...], list[jax.Device]]:
-    """The parts that this process's devices hold, each with those that hold it."""
-    parts: dict[tuple[slice, ...], list[jax.Device]] = {}
+def _parts(plan: Plan) -> list[_Part]:
+    """The parts that this process's devices hold, each once."""
+    holders: dict[tuple[slice, ...], list[jax.Device]] = {}
     for device, index in plan.sharding.addressable_devices_indices_map(plan.shape).items():
-        parts.setdefault(index or (), []).append(device)
-    return parts
-
-
-def _shape(plan: Plan, index: tuple[slice, ...]) -> tuple[int, ...]:
-    return tuple(len(range(size)[part]) for size, part in zip(plan.shape, index, strict=True))
-
-
-def _bytes(plan: Plan, index: tuple[slice, ...]) -> int:
-    return math.prod(_shape(plan, index)) * plan.dtype.itemsize
+        holders.setdefault(index or (), []).append(device)
+    shape = plan.sharding.shard_shape(plan.shape)  # the same for all
+    size = math.prod(shape) * plan.dtype.itemsize
+    return [_Part(index, shape, size, devices) for index, devices in holders.items()]
 
 
 class _Memory:
