@@ -10,21 +10,24 @@ from pallas_kernels.xla import matmul as xla
 
 
 def products_run_natively(dtype: jnp.dtype, devices: np.ndarray) -> bool:
-    """Whether products with weights of `dtype` on `devices` will run in the native kernel."""
+    """Whether products of rows in `dtype` on `devices` will run in the native kernel."""
     return dtype == jnp.bfloat16 and devices.size == 1 and devices.flat[0].platform == "cpu" and library.available()
 
 
-def _runs_natively(weight: jax.Array) -> bool:
-    """Whether products with `weight` run in the native kernel: with bf16 on one CPU device.
+def _runs_natively(x: jax.Array, weight: jax.Array) -> bool:
+    """Whether `x` is multiplied with `weight` in the native kernel: in bf16 on one CPU device.
 
     XLA's partitioner could not split the kernel over several devices.
     """
-    return weight.dtype == jnp.bfloat16 and library.serves(weight)
+    return x.dtype == jnp.bfloat16 and weight.dtype in native.WEIGHTS and library.serves(weight)
 
 
 def matmul_nk(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """`x` `[..., in]` times `weight` `[out, in]` transposed: float32 `[..., out]`."""
-    if x.dtype == weight.dtype and _runs_natively(weight):
+    """`x` `[..., in]` times `weight` `[out, in]` transposed: float32 `[..., out]`.
+
+    The weight is of `x`'s dtype, or of eight bits, int8 or float8_e4m3fn, all of whose numbers `x`'s dtype holds.
+    """
+    if _runs_natively(x, weight):
         y = native.matmul_nk(x.reshape(-1, x.shape[-1]), weight)
         return y.reshape(*x.shape[:-1], -1)
     return xla.matmul_nk(x, weight)

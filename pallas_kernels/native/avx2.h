@@ -9,6 +9,7 @@
 namespace native {
 
 using bf16 = uint16_t;  // its bits
+enum fp8 : uint8_t {};  // the bits of an e4m3: four bits of exponent, three of mantissa, no infinity
 using Floats = __m256;
 using Mask = __m256;  // all bits of a lane, or none
 
@@ -31,6 +32,36 @@ inline Pair load(const bf16* from) { return split(_mm256_loadu_si256(reinterpret
 inline Pair load_first(const bf16* from, int64_t count) {
   bf16 some[16] = {};
   std::memcpy(some, from, count * sizeof(bf16));
+  return load(some);
+}
+
+// Of eight numbers in the lower bytes of 32-bit lanes.
+inline Floats widened(const int8_t*, __m256i bytes) {
+  return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(bytes, 24), 24));
+}
+
+inline Floats widened(const fp8*, __m256i bytes) {
+  const __m256i sign = _mm256_slli_epi32(_mm256_and_si256(bytes, _mm256_set1_epi32(0x80)), 24);
+  const __m256i rest = _mm256_slli_epi32(_mm256_and_si256(bytes, _mm256_set1_epi32(0x7F)), 20);
+  const __m256i normal = _mm256_add_epi32(rest, _mm256_set1_epi32(120 << 23));  // biases of 127 and 7
+  const Floats small = _mm256_mul_ps(_mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_ps(1.0f / 512));
+  const Floats is_small = (Floats)_mm256_cmpgt_epi32(_mm256_set1_epi32(1 << 23), rest);  // without an exponent
+  const Floats number = _mm256_blendv_ps((Floats)normal, _mm256_permutevar8x32_ps(small, bytes), is_small);
+  return _mm256_or_ps(number, (Floats)sign);
+}
+
+template <typename Byte>
+inline Pair load(const Byte* from) {
+  static_assert(sizeof(Byte) == 1);
+  const __m256i both = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  return {widened(from, _mm256_and_si256(both, _mm256_set1_epi32(0xFF))), widened(from, _mm256_srli_epi32(both, 16))};
+}
+
+template <typename Byte>
+inline Pair load_first(const Byte* from, int64_t count) {
+  static_assert(sizeof(Byte) == 1);
+  Byte some[16] = {};
+  std::memcpy(some, from, count);
   return load(some);
 }
 

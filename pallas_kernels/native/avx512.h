@@ -9,6 +9,7 @@
 namespace native {
 
 using bf16 = uint16_t;  // its bits
+enum fp8 : uint8_t {};  // the bits of an e4m3: four bits of exponent, three of mantissa, no infinity
 using Floats = __m512;
 using Mask = __mmask16;
 
@@ -22,8 +23,41 @@ inline __m512 load(const float* from) { return _mm512_loadu_ps(from); }
 
 inline __m512bh load(const bf16* from, __mmask32 mask) { return (__m512bh)_mm512_maskz_loadu_epi16(mask, from); }
 
-// The first `count` numbers, fewer than a vector has, and zeros.
-inline __m512bh load_first(const bf16* from, int64_t count) { return load(from, (__mmask32)((1u << count) - 1)); }
+inline __mmask32 first_of(int64_t count) { return (__mmask32)((1ull << count) - 1); }
+
+// The first `count` numbers, and zeros.
+inline __m512bh load_first(const bf16* from, int64_t count) { return load(from, first_of(count)); }
+
+// Of 32 numbers, each of which bf16 holds exactly.
+inline __m512bh widened(const int8_t*, __m256i bytes) {
+  const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(bytes)));
+  const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(bytes, 1)));
+  return _mm512_cvtne2ps_pbh(high, low);
+}
+
+inline __m512bh widened(const fp8*, __m256i bytes) {
+  const __m512i bits = _mm512_cvtepu8_epi16(bytes);
+  const __m512i sign = _mm512_slli_epi16(_mm512_and_si512(bits, _mm512_set1_epi16(0x80)), 8);
+  const __m512i rest = _mm512_slli_epi16(_mm512_and_si512(bits, _mm512_set1_epi16(0x7F)), 4);
+  const __m512i normal = _mm512_add_epi16(rest, _mm512_set1_epi16(120 << 7));  // biases of 127 and 7
+  const __m512i small = _mm512_castsi128_si512(  // 0 to 7 times 2^-9, of those without an exponent
+      _mm_setr_epi16(0, 0x3B00, 0x3B80, 0x3BC0, 0x3C00, 0x3C20, 0x3C40, 0x3C60));
+  const __mmask32 is_small = _mm512_cmplt_epu16_mask(rest, _mm512_set1_epi16(1 << 7));
+  const __m512i index = _mm512_and_si512(bits, _mm512_set1_epi16(7));
+  return (__m512bh)_mm512_or_si512(sign, _mm512_mask_permutexvar_epi16(normal, is_small, index, small));
+}
+
+template <typename Byte>
+inline __m512bh load(const Byte* from) {
+  static_assert(sizeof(Byte) == 1);
+  return widened(from, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+
+template <typename Byte>
+inline __m512bh load_first(const Byte* from, int64_t count) {
+  static_assert(sizeof(Byte) == 1);
+  return widened(from, _mm256_maskz_loadu_epi8(first_of(count), from));
+}
 
 inline void store(float* to, Floats v) { _mm512_storeu_ps(to, v); }
 

@@ -73,9 +73,23 @@ void convert(const bf16* from, int64_t count, float* to) {
   for (int64_t i = 0; i < count; ++i) to[i] = as_float(from[i]);
 }
 
+void convert(const int8_t* from, int64_t count, float* to) { std::copy(from, from + count, to); }
+
+void convert(const fp8* from, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; i += 8) {
+    const int64_t some = std::min<int64_t>(8, count - i);
+    alignas(32) float numbers[8];
+    int64_t bytes = 0;
+    std::memcpy(&bytes, from + i, some);
+    store(numbers, widened(from, _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bytes))));
+    std::copy(numbers, numbers + some, to + i);
+  }
+}
+
 bool are_few(int64_t rows, int64_t) { return rows <= kDotRows; }
 
-void many_rows(xla::ffi::ThreadPool& pool, const bf16* x, int64_t rows, const bf16* w, int64_t in, int64_t out,
+template <typename W>
+void many_rows(xla::ffi::ThreadPool& pool, const bf16* x, int64_t rows, const W* w, int64_t in, int64_t out,
                float* y) {
   static thread_local Scratch<float> kept;  // fresh memory would cost a page fault every 4 KiB
   const int64_t panels = (rows + kPanel - 1) / kPanel;

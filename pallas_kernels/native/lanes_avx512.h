@@ -13,9 +13,10 @@
 namespace native {
 namespace {
 
-// 16 * VECTORS rows of x, packed, times `OUTS` rows of w.
-template <int VECTORS, int OUTS, bool AHEAD>
-inline void lane_tile(const uint32_t* packed, int64_t rows, const bf16* w, int64_t in, float* y, int64_t out) {
+// 16 * VECTORS rows of x, packed, times `OUTS` rows of w. From `ahead` on it fetches `FETCH` bytes for each number of w.
+template <int VECTORS, int OUTS, int FETCH>
+inline void lane_tile(const uint32_t* packed, int64_t rows, const bf16* w, int64_t in, float* y, int64_t out,
+                      const char* ahead) {
   __m512 acc[OUTS][VECTORS];
 #pragma GCC unroll 16
   for (int o = 0; o < OUTS; ++o)
@@ -32,10 +33,11 @@ inline void lane_tile(const uint32_t* packed, int64_t rows, const bf16* w, int64
       for (int v = 0; v < VECTORS; ++v) acc[o][v] = _mm512_dpbf16_ps(acc[o][v], xs[v], ws);
     }
   };
-  const char* ahead = reinterpret_cast<const char*>(w) + kAhead;
   for (int64_t pair = 0; pair < in / 2; ++pair) {
-    if constexpr (AHEAD)
-      if (pair % (16 / OUTS) == 0) _mm_prefetch(ahead + pair / (16 / OUTS) * 64, _MM_HINT_T1);
+    if constexpr (FETCH > 0) {
+      constexpr int kPairs = 32 / OUTS / FETCH;  // that a line of 64 bytes is for
+      if (pair % kPairs == 0) _mm_prefetch(ahead + pair / kPairs * 64, _MM_HINT_T1);
+    }
     step(pair, [](const bf16* from) {
       int32_t both;
       std::memcpy(&both, from, sizeof both);
@@ -89,12 +91,13 @@ int64_t tile_block(const uint32_t*, int64_t, const bf16*, int64_t, float*, int64
 }
 #endif
 
-template <int VECTORS, bool AHEAD>
+template <int VECTORS, int FETCH>
 void lane_block(const uint32_t* packed, int64_t rows, const bf16* w, int64_t in, float* y, int64_t out, int64_t outs,
-                bool tiles) {
+                bool tiles, const char* ahead) {
   int64_t o = tiles ? tile_block<VECTORS>(packed, rows, w, in, y, out, outs) : 0;
-  for (; o + 8 <= outs; o += 8) lane_tile<VECTORS, 8, AHEAD>(packed, rows, w + o * in, in, y + o, out);
-  for (; o < outs; ++o) lane_tile<VECTORS, 1, false>(packed, rows, w + o * in, in, y + o, out);
+  for (; o + 8 <= outs; o += 8)
+    lane_tile<VECTORS, 8, FETCH>(packed, rows, w + o * in, in, y + o, out, ahead + o * in * FETCH);
+  for (; o < outs; ++o) lane_tile<VECTORS, 1, 0>(packed, rows, w + o * in, in, y + o, out, ahead);
 }
 
 constexpr int64_t kTileChunk = 512 * 1024;  // bytes of weight that stay in the second cache for all rows
@@ -106,7 +109,8 @@ struct Panel {
 // Whether so many rows are a matter of dot products: of a weight that is read at the memory's speed.
 bool are_few(int64_t rows, int64_t in) { return rows <= (takes_tiles(in) ? kDotRows / 2 : kDotRows); }
 
-void many_rows(xla::ffi::ThreadPool& pool, const bf16* x, int64_t rows, const bf16* w, int64_t in, int64_t out,
+template <typename W>
+void many_rows(xla::ffi::ThreadPool& pool, const bf16* x, int64_t rows, const W* weight, int64_t in, int64_t out,
                float* y) {
   static thread_local Scratch<uint32_t> packed;  // kept: fresh memory would cost a page fault every 4 KiB
   std::vector<Panel> panels;
@@ -128,20 +132,24 @@ void many_rows(xla::ffi::ThreadPool& pool, const bf16* x, int64_t rows, const bf
   const int64_t blocks = (out + kBlock - 1) / kBlock, block_bytes = kBlock * in * sizeof(bf16);
   const int64_t together = std::max<int64_t>(in_tiles ? 2 : 1, (in_tiles ? kTileChunk : kChunk) / block_bytes);
   parallel_for(pool, blocks, std::max<int64_t>(1, kChunk / block_bytes), [&](int64_t begin, int64_t end) {
+    static thread_local Scratch<bf16> widened;
     std::optional<Tiles> tiles;
     if (in_tiles) tiles.emplace();
     for (int64_t block = begin; block < end; block += together) {
       const int64_t o = block * kBlock, outs = std::min(std::min(together, end - block) * kBlock, out - o);
+      const bf16* const w = as_bf16<false>(weight + o * in, outs * in, widened);
+      const char* const later = reinterpret_cast<const char*>(weight + o * in) + kAhead;
       bool ahead = block + together < end;
       for (const Panel& panel : panels) {
-        auto run = panel.lanes == 32 ? (ahead ? lane_block<2, true> : lane_block<2, false>)
-                                     : (ahead ? lane_block<1, true> : lane_block<1, false>);
-        run(lanes_of_x + panel.offset, panel.rows, w + o * in, in, y + panel.first * out + o, out, outs, in_tiles);
+        auto run = panel.lanes == 32 ? (ahead ? lane_block<2, sizeof(W)> : lane_block<2, 0>)
+                                     : (ahead ? lane_block<1, sizeof(W)> : lane_block<1, 0>);
+        run(lanes_of_x + panel.offset, panel.rows, w, in, y + panel.first * out + o, out, outs, in_tiles,
+            later);
         ahead = false;
       }
       const int64_t first = rows - alone;
       for (int64_t i = 0; alone && i < outs; i += kBlock)
-        dot_block<false>(x + first * in, alone, w + (o + i) * in, in, y + first * out + o + i, out,
+        dot_block<false>(x + first * in, alone, w + i * in, in, y + first * out + o + i, out,
                          std::min(kBlock, outs - i));
     }
   });

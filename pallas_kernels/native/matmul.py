@@ -1,4 +1,4 @@
-"""Products with bf16 weights on the CPU."""
+"""Products of bf16 rows on the CPU."""
 
 import jax
 import jax.numpy as jnp
@@ -6,10 +6,12 @@ import jax.numpy as jnp
 from pallas_kernels.native.library import target
 from pallas_kernels.xla.matmul import matmul_nk as xla_matmul_nk
 
+WEIGHTS = (jnp.bfloat16, jnp.int8, jnp.float8_e4m3fn)
+
 
 @jax.custom_jvp
 def matmul_nk(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """`x` bf16 `[rows, in]` times `weight` bf16 `[out, in]` transposed: float32 `[rows, out]`."""
+    """`x` bf16 `[rows, in]` times `weight`, one of `WEIGHTS`, `[out, in]` transposed: float32 `[rows, out]`."""
     result = jax.ShapeDtypeStruct((x.shape[0], weight.shape[0]), jnp.float32)
     return jax.ffi.ffi_call(target("matmul_nk"), result, vmap_method="sequential")(x, weight)
 

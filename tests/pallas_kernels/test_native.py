@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pallas_kernels.matmul import matmul_nk as dispatched_matmul_nk
 from pallas_kernels.native import library
-from pallas_kernels.native.matmul import matmul_nk
+from pallas_kernels.native.matmul import WEIGHTS, matmul_nk
 from pallas_kernels.native.paged_attention import paged_decode_attention, paged_prefill_attention
 from pallas_kernels.xla.matmul import matmul_nk as xla_matmul_nk
 from tests.pallas_kernels.reference import check_decode, check_prefill
@@ -19,20 +19,29 @@ built = pytest.mark.skipif(
 )
 
 
+def weights_of(kind, rng, shape):
+    """Of eight bits, any that are numbers."""
+    if jnp.dtype(kind).itemsize > 1:
+        return jnp.asarray(rng.normal(size=shape), kind)
+    bits = rng.integers(0, 256, shape, np.uint8)
+    return jnp.asarray((bits if kind == jnp.int8 else np.where(bits & 0x7F == 0x7F, 0, bits)).view(jnp.dtype(kind)))
+
+
 @built
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     rows=st.integers(1, 65),
     inner=st.sampled_from([1, 2, 31, 32, 33, 63, 100, 257, 1024]),
     outer=st.sampled_from([1, 7, 15, 16, 17, 24, 40, 129, 2050]),
     padding=st.sampled_from([0, 0, 1, 16, 40]),
+    kind=st.sampled_from(WEIGHTS),
     seed=st.integers(0, 1000),
 )
-def test_matmul_equals_float64_for_any_sizes_and_padding(rows, inner, outer, padding, seed):
+def test_matmul_equals_float64_for_any_sizes_and_padding(rows, inner, outer, padding, kind, seed):
     rng = np.random.default_rng(seed)
     x = jnp.asarray(rng.normal(size=(rows, inner)), jnp.bfloat16)
     x = x.at[max(0, rows - padding) :].set(0)
-    weight = jnp.asarray(rng.normal(size=(outer, inner)), jnp.bfloat16)
+    weight = weights_of(kind, rng, (outer, inner))
     expected = np.asarray(x, np.float64) @ np.asarray(weight, np.float64).T
     # Float32 sums of exact products: each addition errs by 2^-24 of what was summed up so far.
     bound = 2.0**-24 * inner * (np.abs(np.asarray(x, np.float64)) @ np.abs(np.asarray(weight, np.float64)).T)
