@@ -20,7 +20,8 @@ _KINDS: dict[type, tuple[Any, str]] = {
 }
 LOAD_FORMATS = ("auto", "dummy")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
-ATTENTION_BACKENDS = ("auto", "mosaic_gpu", "native", "xla")  # `pallas_kernels.implementations`, which brings JAX
+QUANTIZATIONS = ("int8", "fp8")  # `layers.quantisation.KINDS`, which brings JAX, as does the next
+ATTENTION_BACKENDS = ("auto", "mosaic_gpu", "native", "xla")  # `pallas_kernels.implementations`
 
 
 def setting(default: Any, help: str) -> Any:
@@ -98,6 +99,11 @@ class EngineConfig(Settings):
         "auto", "auto reads the checkpoint; dummy makes random weights from config.json alone, to measure speed"
     )
     dtype: str = setting("auto", f"of weights and KV cache: {', '.join(DTYPES)}; auto takes the checkpoint's")
+    quantization: str | None = setting(
+        None,
+        f"keep the weights of linear layers in eight bits, with a scale for every output: {', '.join(QUANTIZATIONS)}; "
+        "as the checkpoint has them if left out",
+    )
     max_model_len: int | None = setting(
         None, "most tokens of prompt and completion together; the model's own limit if left out"
     )
@@ -146,6 +152,8 @@ class EngineConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._one_of("dtype", DTYPES)
+        if self.quantization is not None:
+            self._one_of("quantization", QUANTIZATIONS)
         self._one_of("load_format", LOAD_FORMATS)
         self._one_of("attention_backend", ATTENTION_BACKENDS)
         self._one_of("reasoning_parser", REASONING_PARSERS)

@@ -37,6 +37,11 @@ def convert(
     if out.exists():
         raise InputError(f"{out} is there already; give a place that is not")
     config = model_config(huggingface.read_config(files.config))
+    if config.quantization is not None:
+        raise InputError(
+            f"the weights of {files.name} are quantised ({config.quantization}), and those are not converted; serve "
+            "them as they are, or convert the model that they were made of"
+        )
     host = Mesh(np.asarray(jax.devices("cpu")[:1]), (TENSOR,))
     graph, state = files.load_weights(config, host, dtype, on_bytes)
     try:

@@ -7,49 +7,64 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxserve.checkpoint.eight_bits import made_of
 from jaxserve.checkpoint.fusing import unfused
 from jaxserve.checkpoint.huggingface import abstract_model
 from jaxserve.checkpoint.placement import Plan, place
 from jaxserve.errors import InputError
+from jaxserve.layers.linear import EightBits, eight_bits
 from jaxserve.models.config import ModelConfig
 
 
 class Handover(NamedTuple):
-    """A new array for one parameter, and the `parts` that it and the served one are fused of."""
+    """A new array for one parameter, and the `parts` that it and the served one are fused of.
+
+    With `made_into` it is the weight that the parameter is to be made of.
+    """
 
     name: str
     array: jax.Array
     own_parts: tuple[int, ...]
     parts: tuple[int, ...]
+    made_into: EightBits | None = None
 
 
 def match(new: nnx.State, served: nnx.State, config: ModelConfig) -> list[Handover]:
     """What `new` holds for each of `served`'s arrays, in the order of `jax.tree.leaves`. Nothing is moved.
 
-    `config` is the model as it stands on the mesh; where that repeats KV heads, `new` may hold them once.
+    `config` is the model as it stands on the mesh; where that repeats KV heads, `new` may hold them once. What is
+    served in eight bits may come as it was trained.
     `InputError` names the parameter that is missing, left over or of another shape.
     """
     if not isinstance(new, nnx.State):
         raise InputError(f"the new weights are a {type(new).__name__}; give a Flax state, such as nnx.state(model)")
     given = {_name(path): variable for path, variable in nnx.to_flat_state(new)}
     targets = nnx.to_flat_state(served)
+    shapes = dict(targets)
     once = dict(nnx.to_flat_state(abstract_model(config.stored, jnp.dtype(jnp.float32))[1]))
-    found = []
+    trained = not any(name.endswith(".scale") for name in given)
+    found, taken = [], set()
     for path, target in targets:
-        name = _name(path)
+        made_into = eight_bits(target) if trained else None
+        own_path = (*path[:-1], "weight") if made_into else path
+        name = _name(own_path)
         if name not in given:
             raise InputError(f"the new weights have no parameter {name}, which {config.architecture} needs")
-        array = given.pop(name)[...]
-        if array.shape not in (target.shape, once[path].shape):
+        array, served_as, stored_as = given[name][...], shapes[own_path], once[own_path]
+        taken.add(name)
+        if array.shape not in (served_as.shape, stored_as.shape):
             raise InputError(
                 f"parameter {name} of the new weights has shape {list(array.shape)}, and the one served has "
-                f"{list(target.shape)}; they do not belong together"
+                f"{list(served_as.shape)}; they do not belong together"
             )
-        own = target if array.shape == target.shape else once[path]
-        found.append(Handover(name, array, own.get_metadata()["parts"], target.get_metadata()["parts"]))
-    if given:
+        own = served_as if array.shape == served_as.shape else stored_as
+        parts = own.get_metadata()["parts"], served_as.get_metadata()["parts"]
+        found.append(Handover(name, array, *parts, made_into))
+    surplus = given.keys() - taken
+    if surplus:
         raise InputError(
-            f"the new weights hold {min(given)!r}, first of {len(given)} that {config.architecture} has no place for"
+            f"the new weights hold {min(surplus)!r}, first of {len(surplus)} that {config.architecture} has no place "
+            "for"
         )
     numbered = nnx.from_flat_state([(path, target.replace(i)) for i, (path, target) in enumerate(targets)])
     return [found[number] for number in jax.tree.leaves(numbered)]
@@ -58,6 +73,8 @@ def match(new: nnx.State, served: nnx.State, config: ModelConfig) -> list[Handov
 def place_like(new: Handover, old: jax.Array) -> jax.Array:
     """The new array with the old one's shape, dtype and place; the very array where it has them."""
     array = new.array
+    if new.made_into is not None:
+        array = made_of(array, new.made_into)
     if array.dtype != old.dtype:
         array = array.astype(old.dtype)
     if array.shape != old.shape:  # KV heads to repeat: over the host, which compiles nothing

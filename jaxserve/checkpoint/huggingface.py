@@ -1,6 +1,7 @@
 """HuggingFace model directories, read onto a mesh shard by shard and written back."""
 
 import functools
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from jaxserve.checkpoint import eight_bits
 from jaxserve.checkpoint.filling import assign
 from jaxserve.checkpoint.fusing import Source, Sources, overlaps
 from jaxserve.checkpoint.placement import Plan, place
@@ -22,7 +24,7 @@ from jaxserve.errors import InputError
 from jaxserve.layers.linear import Stack
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.decoder import Decoder
-from jaxserve.models.registry import ARCHITECTURES, model_class
+from jaxserve.models.registry import ARCHITECTURES, make_model, model_class
 from jaxserve.parallel.mesh import TENSOR, parameter_shardings
 
 # Tensors that checkpoints carry and no model needs.
@@ -66,7 +68,7 @@ def abstract_model(config: ModelConfig, dtype: jnp.dtype) -> tuple[nnx.GraphDef,
 
 @functools.lru_cache(maxsize=8)  # a start asks for it three times, and it takes as long as reading half a gigabyte
 def _abstract_model(config: ModelConfig, dtype: jnp.dtype) -> tuple[nnx.GraphDef, nnx.State]:
-    model = nnx.eval_shape(lambda: model_class(config)(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: make_model(config, dtype=dtype, rngs=nnx.Rngs(0)))
     return nnx.split(model)
 
 
@@ -98,6 +100,10 @@ def load_weights(
         plans.append(Plan(target.shape, np.dtype(kind), shardings[path], sources))
     surplus = [name for name in files.names() if name not in used and not _DERIVED.search(name)]
     surplus = [name for name in surplus if not name.startswith(config.unused_tensors)]
+    if config.quantization is not None:
+        surplus = [
+            name for name in surplus if not name.endswith(".input_scale")
+        ]  # of activations: they stay as they are
     if config.tie_word_embeddings:
         surplus = [name for name in surplus if name != "lm_head.weight"]  # some writers repeat the tied table
     if surplus:
@@ -175,6 +181,7 @@ def _hf_names(model: type[Decoder], path: tuple) -> list[str]:
     pattern = ".".join("{}" if isinstance(step, int) else step for step in module)
     if f"{pattern}.{leaf}" in model.HF_NAMES:  # of parameters that are not called after their leaf
         return [name.format(*numbers) for name in model.HF_NAMES[f"{pattern}.{leaf}"]]
+    leaf = "weight_scale" if leaf == "scale" else leaf
     return [f"{name.format(*numbers)}.{leaf}" for name in model.HF_NAMES[pattern]]
 
 
@@ -193,8 +200,9 @@ def _sources(
     parts = stored.get_metadata()["parts"], target.get_metadata()["parts"]
     stack = stored.get_metadata().get("stacked")
     if stack is None:
-        tensors = [files.tensor(name) for name in names]
-        return _parts(names, tensors, stored.shape, *parts), [tensor.dtype for tensor in tensors], names
+        read = [eight_bits.tensor(files, name, stored) for name in names]
+        tensors, own = [tensor for tensor, _ in read], [name for _, used in read for name in used]
+        return _parts(names, tensors, stored.shape, *parts), [tensor.dtype for tensor in tensors], own
     found = [stacked_tensors(files, name, stack, stored.shape) for name in names]
     entries = list(zip(*(rows for rows, _ in found), strict=True))
     sources = [
@@ -224,5 +232,6 @@ def _parts(
                 f"tensor {name!r} has shape {found}, and by config.json it is {expected}; they do not belong together"
             )
     if len(names) == 1 and len(parts) > 1:
-        names, tensors = names * len(parts), np.split(tensors[0], np.cumsum(rows)[:-1])
+        ends = list(itertools.accumulate(rows))
+        names, tensors = names * len(parts), [tensors[0][end - own : end] for own, end in zip(rows, ends, strict=True)]
     return [Source(*source) for source in zip(names, tensors, target_parts, strict=True)]

@@ -1,5 +1,6 @@
 """Orbax checkpoints of the Flax models: what a training script saved, or what `jaxserve convert` made."""
 
+import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,12 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from jaxserve.checkpoint.eight_bits import made_of
 from jaxserve.checkpoint.fusing import unfused
 from jaxserve.checkpoint.huggingface import abstract_model
 from jaxserve.checkpoint.placement import Plan, place
 from jaxserve.errors import InputError
+from jaxserve.layers.linear import eight_bits
 from jaxserve.models.config import ModelConfig
 from jaxserve.parallel.mesh import TENSOR, parameter_shardings
 
@@ -53,6 +56,8 @@ def load_weights(
     Only where a mesh repeats KV heads do the weights that hold them pass through the host. Arguments and errors are
     those of `huggingface.load_weights`.
     """
+    if config.quantization is not None:
+        return _quantised(item, config, mesh, dtype, on_bytes)
     graph, state = abstract_model(config, jnp.dtype(jnp.float32))
     stored = _by_name(state)
     if (on_mesh := config.over_tensor_axis(mesh.shape[TENSOR])) != config:
@@ -87,6 +92,24 @@ def load_weights(
     return graph, nnx.from_flat_state(
         [(path, target.replace(restored[tuple(map(str, path))])) for path, target in nnx.to_flat_state(state)]
     )
+
+
+def _quantised(
+    item: Path, config: ModelConfig, mesh: Mesh, dtype: jnp.dtype | None, on_bytes: Callable[[int, int], None]
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """What `load_weights` gives: the weights as they were saved, all on the mesh, and then in eight bits one by one."""
+    _, whole = load_weights(item, dataclasses.replace(config, quantization=None), mesh, dtype, on_bytes)
+    graph, state = abstract_model(config.over_tensor_axis(mesh.shape[TENSOR]), jnp.dtype(jnp.float32))
+    shardings = dict(nnx.to_flat_state(parameter_shardings(mesh, state)))
+    saved, made = dict(nnx.to_flat_state(whole)), []
+    for path, target in nnx.to_flat_state(state):  # a layer's scale comes before its weight
+        array = saved[path if path in saved else (*path[:-1], "weight")][...]
+        if (part := eight_bits(target)) is not None:
+            array = jax.device_put(made_of(array, part), shardings[path])
+            if not part.is_scale:
+                del saved[path]
+        made.append((path, target.replace(array)))
+    return graph, nnx.from_flat_state(made)
 
 
 def save_weights(state: nnx.State, directory: Path) -> None:

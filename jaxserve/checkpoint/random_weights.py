@@ -9,10 +9,12 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from jaxserve.checkpoint.huggingface import abstract_model
+from jaxserve.layers.linear import eight_bits
 from jaxserve.models.config import ModelConfig
 from jaxserve.parallel.mesh import TENSOR, parameter_shardings
 
 _DEVIATION = 0.02
+_LARGEST = 127  # of numbers in eight bits, which are drawn evenly
 
 
 def random_weights(
@@ -27,19 +29,30 @@ def random_weights(
     parameters = nnx.to_flat_state(abstract)
     keys = jax.random.split(jax.random.key(seed), len(parameters))
     made = [
-        (path, variable.replace(_draw(variable.shape, variable.dtype, shardings[path])(key)))
+        (path, variable.replace(_draw(variable.shape, variable.dtype, shardings[path], _is_scale(variable))(key)))
         for (path, variable), key in zip(parameters, keys, strict=True)
     ]
     return graph, nnx.from_flat_state(made)
 
 
+def _is_scale(parameter: nnx.Variable) -> bool:
+    part = eight_bits(parameter)
+    return part is not None and part.is_scale
+
+
 @functools.cache
-def _draw(shape: tuple[int, ...], dtype: jnp.dtype, sharding: NamedSharding) -> Callable[[jax.Array], jax.Array]:
+def _draw(
+    shape: tuple[int, ...], dtype: jnp.dtype, sharding: NamedSharding, is_scale: bool
+) -> Callable[[jax.Array], jax.Array]:
     """A compiled function from a key to an array on the mesh."""
 
     def draw(key: jax.Array) -> jax.Array:
+        if is_scale:
+            return jnp.full(shape, _DEVIATION / (_LARGEST * 3**-0.5), dtype)
         if len(shape) == 1:
             return jnp.ones(shape, dtype)
+        if dtype.itemsize == 1:
+            return jax.random.randint(key, shape, -_LARGEST, _LARGEST + 1).astype(dtype)
         return (_DEVIATION * jax.random.normal(key, shape)).astype(dtype)
 
     return jax.jit(draw, out_shardings=sharding)

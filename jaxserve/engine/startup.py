@@ -68,7 +68,7 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
     hf = read_config(files.config)
     generation = read_generation_config(files.config)
     eos, defaults = eos_token_ids(generation, hf), sampling_defaults(generation)
-    model = model_config(hf)
+    model = _quantised(model_config(hf), config.quantization)
     model = model.served_up_to(config.max_model_len or model.max_position_embeddings)
     tokenizer_path = None if config.skip_tokenizer_init else config.tokenizer or str(files.config)
     tokenizer = load_tokenizer(Path(tokenizer_path)) if tokenizer_path is not None else None
@@ -122,6 +122,17 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
         runner.place(weights)
         seconds["page pool"] = time.perf_counter() - placing
     return Loaded(resolved, model, tokenizer, chat, eos, defaults, buckets, layout, runner, attention, seconds)
+
+
+def _quantised(model: ModelConfig, quantization: str | None) -> ModelConfig:
+    """The model with the setting `quantization`, which may repeat what its checkpoint has."""
+    if quantization is None or quantization == model.quantization:
+        return model
+    if model.quantization is not None:
+        raise InputError(
+            f"quantization={quantization!r} and the checkpoint's weights are {model.quantization} already; leave it out"
+        )
+    return dataclasses.replace(model, quantization=quantization)
 
 
 def serving_dtype(name: str, hf: dict[str, Any]) -> jnp.dtype:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+from jaxserve.layers.quantisation import rounded, scales
 from pallas_kernels.matmul import matmul_nk
 
 
@@ -19,6 +20,18 @@ class Stack(NamedTuple):
 
     block: int = 0
     first: int = 0
+
+
+class EightBits(NamedTuple):
+    """What a parameter is of a weight in eight bits, a kind of `quantisation.KINDS`: the weight or its scale."""
+
+    kind: str
+    is_scale: bool
+
+
+def eight_bits(parameter: nnx.Variable) -> EightBits | None:
+    """None of a parameter that is nothing of the kind."""
+    return parameter.get_metadata().get("eight_bits")
 
 
 class Linear(nnx.Module):
@@ -47,10 +60,24 @@ class Linear(nnx.Module):
         self.bias = (
             nnx.Param(jnp.zeros((out_features,), dtype), partition=bias_partition, parts=parts) if bias else None
         )
+        self.scale: nnx.Param | None = nnx.data(None)
+
+    def quantise(self, kind: str) -> None:
+        """Keep the weight in eight bits, with a `scale` float32 `[out]`."""
+        weight, metadata = self.weight[...], self.weight.get_metadata()
+        scale, partition, parts = scales(weight, kind), metadata["partition"], metadata["parts"]
+        self.weight = nnx.Param(
+            rounded(weight, scale, kind), partition=partition, parts=parts, eight_bits=EightBits(kind, is_scale=False)
+        )
+        self.scale = nnx.Param(
+            scale, partition=PartitionSpec(partition[0]), parts=parts, eight_bits=EightBits(kind, is_scale=True)
+        )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[..., in]` to `[..., out]`, in `x`'s dtype."""
         y = matmul_nk(x, self.weight[...])
+        if self.scale is not None:
+            y *= self.scale[...]
         if self.bias is not None:
             y += self.bias[...].astype(jnp.float32)
         return y.astype(x.dtype)

@@ -42,6 +42,7 @@ class ModelConfig:
     kv_repeats: int = 1  # how many neighbouring KV heads are one of the checkpoint's
     unused_tensors: tuple[str, ...] = ()  # what the names of tensors begin with that a checkpoint has beyond the model
     attention_scale: float | None = None  # of scores, before the softmax; None: head_dim ** -0.5
+    quantization: str | None = None  # of the linear layers' weights: one of `layers.quantisation.KINDS`
 
     @property
     def num_layers(self) -> int:

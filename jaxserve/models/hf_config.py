@@ -11,6 +11,7 @@ from jaxserve.errors import InputError
 from jaxserve.layers.mlp import ACTIVATIONS
 from jaxserve.layers.rotary import ROPE_KINDS, RopeConfig
 from jaxserve.models.config import LayerKind, ModelConfig
+from jaxserve.models.quantization_config import stored_quantization
 
 FULL, SLIDING = LAYER_TYPES = ("full_attention", "sliding_attention")
 _ROPE_FIELDS = {field.name for field in dataclasses.fields(RopeConfig)} - {"theta", "kind", "longest"}
@@ -28,8 +29,6 @@ def decoder_config[C: ModelConfig](
 
     `layer_types` names each layer's kind, as HuggingFace does; all layers attend to everything if it is left out.
     """
-    if hf.get("quantization_config"):
-        raise InputError("config.json has a quantization_config, and quantised weights are not served; give others")
     require(architecture, hf, mlp_bias=(False, None), attention_bias=(False, None))
     heads, layers, max_length = hf["num_attention_heads"], hf["num_hidden_layers"], hf["max_position_embeddings"]
     kinds = _layer_kinds(architecture, hf, layer_types or [FULL] * layers)
@@ -47,6 +46,7 @@ def decoder_config[C: ModelConfig](
         activation=_activation(hf),
         rms_norm_eps=hf["rms_norm_eps"],
         tie_word_embeddings=hf.get("tie_word_embeddings", False),
+        quantization=stored_quantization(hf),
         **settings,
     )
     return config.served_up_to(longest)

@@ -28,6 +28,11 @@ class MoEConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.quantization is not None:
+            raise InputError(
+                f"quantization={self.quantization!r} is for linear layers, and most weights of {self.architecture} are "
+                "experts', which are not served so; leave it out, or give a checkpoint of another kind"
+            )
         router = self.router
         if not 0 < router.kept_groups <= router.groups or router.num_experts % router.groups:
             raise InputError(

@@ -2,7 +2,11 @@
 
 from typing import Any
 
+import jax.numpy as jnp
+from flax import nnx
+
 from jaxserve.errors import InputError
+from jaxserve.layers.linear import Linear
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.decoder import Decoder
 from jaxserve.models.deepseek import DeepseekV2ForCausalLM, DeepseekV3ForCausalLM
@@ -59,6 +63,16 @@ def model_config(hf: dict[str, Any]) -> ModelConfig:
             return ARCHITECTURES[architecture].config_from_hf(hf)
     given = ", ".join(named) or "no architecture"
     raise InputError(f"config.json names {given}; supported architectures are {', '.join(ARCHITECTURES)}")
+
+
+def make_model(config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> Decoder:
+    """The model with random weights, as `config` says in which numbers."""
+    model = model_class(config)(config, dtype=dtype, rngs=rngs)
+    if config.quantization is not None:
+        for _, module in nnx.iter_modules(model):
+            if isinstance(module, Linear):
+                module.quantise(config.quantization)
+    return model
 
 
 def model_class(config: ModelConfig) -> type[Decoder]:

@@ -26,6 +26,7 @@ ENGINE_FLAGS = {
     "tool_call_parser": (["--tool-call-parser", "hermes"], "hermes"),
     "load_format": (["--load-format", "dummy"], "dummy"),
     "dtype": (["--dtype", "float32"], "float32"),
+    "quantization": (["--quantization", "int8"], "int8"),
     "max_model_len": (["--max-model-len", "77"], 77),
     "max_num_seqs": (["--max-num-seqs=3"], 3),
     "max_num_batched_tokens": (["--max-num-batched-tokens", "99"], 99),

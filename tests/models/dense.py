@@ -1,5 +1,6 @@
 """Models run without the engine: loaded on simulated devices, over a whole prompt at once."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +15,11 @@ from jaxserve.parallel.mesh import make_mesh
 from tests.models.cases import MAX_MODEL_LEN
 
 
-def load(directory: Path, devices: int = 1, *, served: int = MAX_MODEL_LEN) -> tuple[nnx.GraphDef, nnx.State]:
+def load(
+    directory: Path, devices: int = 1, *, served: int = MAX_MODEL_LEN, quantization: str | None = None
+) -> tuple[nnx.GraphDef, nnx.State]:
     config = model_config(read_config(directory)).served_up_to(served)
+    config = dataclasses.replace(config, quantization=quantization or config.quantization)
     return load_weights(directory, config, make_mesh(devices), jnp.dtype(jnp.float32))
 
 

@@ -1,0 +1,297 @@
+"""Weights in eight bits: made while a checkpoint is read, or read as other tools have made them, on any mesh."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from jaxserve import LLM
+from jaxserve.checkpoint.convert import convert
+from jaxserve.checkpoint.model_files import find_model
+from jaxserve.checkpoint.safetensors_files import map_file
+from jaxserve.errors import InputError
+from tests.conftest import SMALL
+from tests.models import dense
+from tests.models.cases import prompts, write_checkpoint
+
+CASE = "qwen2.5-tied"  # one KV head, which more devices repeat
+DTYPES = {"int8": np.dtype(np.int8), "fp8": np.dtype(ml_dtypes.float8_e4m3fn)}
+TYPES = {"int8": ("int", "int-quantized"), "fp8": ("float", "float-quantized")}
+WEIGHTS = "model.safetensors"
+
+# What checkpoints hold apart and fused, with biases, with norms elsewhere, in heads of odd sizes.
+LAYOUTS = ["llama-2", "qwen3-group-3-head-128", CASE, "phi-3-window", "glm-4", "gemma-2", "olmo-2"]
+
+
+def by_row(weight: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """The plain definition, row by row."""
+    share = np.float32({"int8": 1 / 127, "fp8": 1 / 448}[kind])
+    scale = np.array([max(abs(row.min()), abs(row.max())) * share or 1 for row in weight], np.float32)
+    numbers = weight / scale[:, None]
+    return (np.rint(numbers) if kind == "int8" else numbers).astype(DTYPES[kind]), scale
+
+
+def by_tensor(weight: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    whole, scale = by_row(weight.reshape(1, -1), kind)
+    return whole.reshape(weight.shape), scale
+
+
+def is_linear(name: str) -> bool:
+    return name.endswith("_proj.weight")
+
+
+def change(directory: Path, config: dict[str, Any], tensors: dict[str, np.ndarray | None]) -> Path:
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    changed = {name: np.array(tensor) for name, tensor in map_file(directory / WEIGHTS).items()} | tensors
+    save_file({name: tensor for name, tensor in changed.items() if tensor is not None}, directory / WEIGHTS)
+    return directory
+
+
+def compressed(kind: str, **changes: Any) -> dict[str, Any]:
+    """A `config.json`'s part, as published checkpoints have it; `weights__field` changes what it says of weights."""
+    kind_of_number, layout = TYPES[kind]
+    numbers = {
+        "actorder": None,
+        "block_structure": None,
+        "dynamic": False,
+        "group_size": None,
+        "num_bits": 8,
+        "observer": "minmax",
+        "observer_kwargs": {},
+        "strategy": "channel",
+        "symmetric": True,
+        "type": kind_of_number,
+    }
+    of_weights = {name.removeprefix("weights__"): value for name, value in changes.items() if "__" in name}
+    group = {
+        "input_activations": numbers | {"dynamic": True, "strategy": "token"},
+        "output_activations": None,
+        "targets": ["Linear"],
+        "weights": numbers | of_weights,
+    }
+    whole = {
+        "config_groups": {"group_0": group},
+        "format": layout,
+        "global_compression_ratio": 1.5,
+        "ignore": ["lm_head"],
+        "kv_cache_scheme": None,
+        "quant_method": "compressed-tensors",
+        "quantization_status": "frozen",
+    }
+    return {"quantization_config": whole | {name: value for name, value in changes.items() if "__" not in name}}
+
+
+def write_quantised(case: str, kind: str, directory: Path, rounding: Any = by_row) -> tuple[Path, Path]:
+    """A checkpoint in eight bits, and one with the same numbers in float32."""
+    quantised, plain = (write_checkpoint(case, directory / name) for name in ("quantised", "plain"))
+    inside: dict[str, Any] = {}
+    same: dict[str, Any] = {}
+    for name, weight in load_file(plain / WEIGHTS).items():
+        if is_linear(name):
+            numbers, scale = rounding(weight, kind)
+            stored = scale[:, None] if len(scale) > 1 else scale
+            inside |= {name: numbers, f"{name}_scale": stored.astype(ml_dtypes.bfloat16)}
+            same[name] = numbers.astype(np.float32) * stored.astype(ml_dtypes.bfloat16).astype(np.float32)
+    strategy = "channel" if rounding is by_row else "tensor"
+    return change(quantised, compressed(kind, weights__strategy=strategy), inside), change(plain, {}, same)
+
+
+def assert_equal_logits(case: str, found: Any, expected: Any) -> None:
+    for prompt in prompts(case)[1:]:
+        assert dense.relative_error(dense.logits(found, prompt), dense.logits(expected, prompt)) < 1e-4
+
+
+@pytest.mark.parametrize("case", LAYOUTS)
+def test_weights_are_rounded_row_by_row_while_they_are_read(case: str, tmp_path: Path) -> None:
+    plain = write_checkpoint(case, tmp_path)
+    found = dense.load(plain, quantization="int8")
+    rounded = {}
+    for name, weight in load_file(plain / WEIGHTS).items():
+        if is_linear(name):
+            numbers, scale = by_row(weight, "int8")
+            rounded[name] = numbers * scale[:, None]
+    assert_equal_logits(case, found, dense.load(change(plain, {}, rounded)))
+
+
+@pytest.mark.parametrize("kind", DTYPES)
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_every_mesh_gets_the_same_numbers(kind: str, devices: int, tmp_path: Path) -> None:
+    directory = write_checkpoint("qwen3-tied-group-8-head-64", tmp_path)
+    graph, state = dense.load(directory, devices, quantization=kind)
+    model = nnx.merge(graph, state)
+    down = load_file(directory / WEIGHTS)["model.layers.1.mlp.down_proj.weight"]
+    numbers, scale = by_row(down, kind)
+    linear = model.layers[1].mlp.down  # its columns are split, and a row's scale depends on all of them
+    np.testing.assert_array_equal(np.asarray(linear.weight[...]).view(np.uint8), numbers.view(np.uint8))
+    np.testing.assert_array_equal(linear.scale[...], scale)
+    prompt = prompts("qwen3-tied-group-8-head-64")[1]
+    alone = dense.logits(dense.load(directory, quantization=kind), prompt)
+    assert dense.relative_error(dense.logits((graph, state), prompt), alone) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("case", "kind", "rounding", "devices"),
+    [
+        ("llama-2", "int8", by_row, 1),
+        (CASE, "int8", by_row, 2),
+        (CASE, "fp8", by_row, 1),
+        ("qwen3-group-3-head-128", "fp8", by_tensor, 1),
+        ("phi-3-window", "int8", by_tensor, 2),
+    ],
+)
+def test_a_quantised_checkpoint_is_served_with_its_own_numbers(
+    case: str, kind: str, rounding: Any, devices: int, tmp_path: Path
+) -> None:
+    quantised, plain = write_quantised(case, kind, tmp_path, rounding)
+    found = dense.load(quantised, devices)
+    assert_equal_logits(case, found, dense.load(plain))
+    assert {leaf.dtype for leaf in jax.tree.leaves(found[1])} == {np.dtype(np.float32), DTYPES[kind]}
+
+
+def test_fp8_without_blocks_is_served(tmp_path: Path) -> None:
+    quantised, plain = write_quantised("llama-2", "fp8", tmp_path, by_tensor)
+    config = {"quant_method": "fp8", "activation_scheme": "static"}
+    scales = {
+        f"model.layers.{layer}.self_attn.{part}_proj.input_scale": np.ones(1, np.float32)
+        for layer in range(2)
+        for part in "qkvo"
+    }
+    change(quantised, {"quantization_config": config}, scales)
+    assert_equal_logits("llama-2", dense.load(quantised), dense.load(plain))
+
+
+def test_the_setting_may_repeat_what_the_checkpoint_has_and_not_contradict_it(tmp_path: Path) -> None:
+    quantised, _ = write_quantised(CASE, "int8", tmp_path)
+    settings = {"skip_tokenizer_init": True, "progress": False, **SMALL}
+    with LLM(str(quantised), quantization="int8", **settings) as llm:
+        assert llm.engine.model_config.quantization == "int8"
+    with pytest.raises(InputError, match="quantization='fp8' and the checkpoint's weights are int8 already"):
+        LLM(str(quantised), quantization="fp8", **settings)
+
+
+# --- what is wrong ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"quant_method": "awq"}, "quant_method='awq'"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, r"weight_block_size=\[128, 128\]"),
+        ({"quant_method": "fp8", "modules_to_not_convert": ["model.layers.0"]}, "modules_to_not_convert"),
+        ({"format": "pack-quantized"}, "format='pack-quantized'"),
+        ({"ignore": ["model.layers.0.mlp.down_proj"]}, "ignore="),
+        ({"kv_cache_scheme": {"num_bits": 8}}, "kv_cache_scheme="),
+        ({"config_groups": {}}, "config_groups"),
+        ({"weights__strategy": "group"}, "strategy='group'"),
+        ({"weights__num_bits": 4}, "num_bits=4"),
+        ({"weights__symmetric": False}, "symmetric=False"),
+        ({"weights__type": "uint"}, "type='uint'"),
+    ],
+)
+def test_what_is_not_built_is_refused_by_its_field(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
+    quantised, _ = write_quantised(CASE, "int8", tmp_path)
+    change(quantised, compressed("int8", **changes), {})
+    with pytest.raises(InputError, match=told) as refused:
+        dense.load(quantised)
+    assert "\n" not in str(refused.value)
+
+
+LAYER = "model.layers.1.mlp.down_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "told"),
+    [
+        ({f"{LAYER}_scale": None}, f"no tensor '{LAYER}_scale'"),
+        ({f"{LAYER}_scale": np.ones((3, 1), np.float32)}, rf"'{LAYER}_scale' has shape \[3\], .* it is \[128\]"),
+        ({LAYER: np.ones((128, 208), np.float32)}, f"'{LAYER}' is float32 and by config.json int8"),
+        ({LAYER: np.ones((128, 208), DTYPES["fp8"])}, f"'{LAYER}' is float8_e4m3fn and by config.json int8"),
+    ],
+)
+def test_tensors_that_contradict_the_config_are_refused_by_name(
+    tensors: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    quantised, _ = write_quantised(CASE, "int8", tmp_path)
+    with pytest.raises(InputError, match=told):
+        dense.load(change(quantised, {}, tensors))
+
+
+def test_a_nan_in_a_weight_that_is_rounded_is_warned_of_by_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weight = np.zeros((128, 208), np.float32)
+    weight[5, 7] = np.nan
+    directory = change(write_checkpoint(CASE, tmp_path), {}, {LAYER: weight})
+    with caplog.at_level(logging.WARNING), np.errstate(invalid="ignore"):
+        dense.load(directory, quantization="int8")
+    assert [LAYER in record.getMessage() for record in caplog.records] == [True]
+
+
+def test_experts_are_refused_since_their_weights_would_stay_as_they_are(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"quantization='int8' is for linear layers, .* Qwen3MoeForCausalLM"):
+        dense.load(write_checkpoint("qwen3-moe", tmp_path), quantization="int8")
+
+
+def test_a_quantised_checkpoint_is_not_converted(tmp_path: Path) -> None:
+    quantised, _ = write_quantised(CASE, "int8", tmp_path)
+    with pytest.raises(InputError, match=r"are quantised \(int8\), and those are not converted"):
+        convert(find_model(str(quantised)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# --- from elsewhere --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_an_orbax_checkpoint_is_rounded_as_its_tensors_in_safetensors_are(devices: int, tmp_path: Path) -> None:
+    directory = write_checkpoint(CASE, tmp_path / "model")
+    convert(find_model(str(directory)), tmp_path / "orbax")
+    settings: dict[str, Any] = {"skip_tokenizer_init": True, "progress": False, "dtype": "float32", **SMALL}
+    states = []
+    for model in (directory, tmp_path / "orbax"):
+        with LLM(str(model), quantization="int8", tensor_parallel_size=devices, **settings) as llm:
+            states.append(llm.state)
+    for first, second in zip(*map(jax.tree.leaves, states), strict=True):
+        assert first.sharding == second.sharding
+        assert first.dtype == second.dtype
+        np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_trainers_weights_are_rounded_on_their_way(devices: int, tmp_path: Path) -> None:
+    first, second = (write_checkpoint(CASE, tmp_path / str(seed), seed=seed) for seed in (0, 1))
+    settings: dict[str, Any] = {"skip_tokenizer_init": True, "progress": False, "dtype": "float32", **SMALL}
+    with LLM(str(first), quantization="int8", tensor_parallel_size=devices, **settings) as llm:
+        old = llm.state
+        llm.update_weights(dense.load(second)[1])
+        new = llm.state
+        expected = dense.load(second, devices, quantization="int8")[1]
+        for found, other in zip(jax.tree.leaves(new), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_array_equal(found, other)
+        llm.update_weights(old)  # and what was in eight bits comes back as it was
+        assert all(a is b for a, b in zip(jax.tree.leaves(llm.state), jax.tree.leaves(old), strict=True))
+        narrow = jax.tree.map(lambda array: array[..., :-1], dense.load(second)[1])
+        with pytest.raises(InputError, match=r"has shape .* and the one served has"):
+            llm.update_weights(narrow)
+
+
+def test_random_weights_in_eight_bits_give_finite_logits(tmp_path: Path) -> None:
+    directory = write_checkpoint(CASE, tmp_path)
+    for kind in DTYPES:
+        with LLM(
+            str(directory), load_format="dummy", quantization=kind, skip_tokenizer_init=True, progress=False, **SMALL
+        ) as llm:
+            linear = llm.state["layers"][1]["mlp"]["down"]
+            deviation = jnp.std(linear["weight"][...].astype(jnp.float32) * linear["scale"][...][:, None])
+            assert 0.018 < deviation < 0.022
+            (output,) = llm.generate([{"prompt_token_ids": [1, 2, 3]}])
+            assert output.outputs[0].token_ids
