@@ -14,7 +14,7 @@ _WEIGHTS: dict[str, tuple[Any, ...]] = {  # what is built, by field of a group's
     "actorder": (None,),
 }
 _KINDS = {"int": "int8", "float": "fp8"}
-_NOT_QUANTISED = (None, [], ["lm_head"])  # layers: all others' weights are of one kind
+_NOT_QUANTISED: tuple[Any, ...] = (None, [], ["lm_head"])  # layers: all others' weights are of one kind
 _FORMATS = ("int-quantized", "float-quantized", "naive-quantized")
 
 
