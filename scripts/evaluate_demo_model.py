@@ -3,6 +3,7 @@
 An item counts as right if the answer (what follows the thinking) is the wanted one, to the last character.
 
     .venv/bin/python scripts/evaluate_demo_model.py
+    .venv/bin/python scripts/evaluate_demo_model.py --quantization int8
     .venv/bin/python scripts/evaluate_demo_model.py --model /tmp/demo_model --items 50 --show-wrong
 """
 
@@ -60,6 +61,7 @@ def answer_of(text: str) -> str:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="model directory; without it, the demo model that comes with jaxserve")
+    parser.add_argument("--quantization", help="in which its weights are kept: int8 or fp8; as they are without it")
     parser.add_argument("--items", type=int, default=200, help="per task, with thinking and without (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the items (%(default)s)")
     parser.add_argument("--show-wrong", action="store_true", help="print what was wanted and what came")
@@ -68,7 +70,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
-    llm = LLM(arguments.model, progress=False)
+    llm = LLM(arguments.model, quantization=arguments.quantization, progress=False)
     greedy = SamplingParams(temperature=0.0, max_tokens=ANSWER_TOKENS)
     outcomes: dict[tuple[str, bool], list[bool]] = collections.defaultdict(list)
     longest = 0

@@ -68,7 +68,7 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
     hf = read_config(files.config)
     generation = read_generation_config(files.config)
     eos, defaults = eos_token_ids(generation, hf), sampling_defaults(generation)
-    model = _quantised(model_config(hf), config.quantization)
+    model = quantised(model_config(hf), config.quantization)
     model = model.served_up_to(config.max_model_len or model.max_position_embeddings)
     tokenizer_path = None if config.skip_tokenizer_init else config.tokenizer or str(files.config)
     tokenizer = load_tokenizer(Path(tokenizer_path)) if tokenizer_path is not None else None
@@ -124,7 +124,7 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
     return Loaded(resolved, model, tokenizer, chat, eos, defaults, buckets, layout, runner, attention, seconds)
 
 
-def _quantised(model: ModelConfig, quantization: str | None) -> ModelConfig:
+def quantised(model: ModelConfig, quantization: str | None) -> ModelConfig:
     """The model with the setting `quantization`, which may repeat what its checkpoint has."""
     if quantization is None or quantization == model.quantization:
         return model

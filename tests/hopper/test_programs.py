@@ -58,11 +58,13 @@ def abstract_state(layout: CacheLayout) -> DeviceState:
     return DeviceState(KVCache((pages,) * layout.num_arrays, (pages,) * layout.num_arrays), slots)
 
 
-def compiled_program(program: Callable[[Programs], Callable], layout: CacheLayout, batch: Any) -> Any:
+def compiled_program(
+    program: Callable[[Programs], Callable], layout: CacheLayout, batch: Any, *, quantization: str | None = None
+) -> Any:
     from tests.hopper.compiler import MESH, compile_for_h200, on_h200
 
     kinds = tuple(LayerKind(window=layout.windows[place.group]) for place in layout.places)
-    config = dataclasses.replace(QWEN3_8B, layer_kinds=kinds)
+    config = dataclasses.replace(QWEN3_8B, layer_kinds=kinds, quantization=quantization)
     graph, weights = abstract_model(config, jnp.bfloat16)
     leaves, tree = jax.tree.flatten(weights)
     backend = {"max_logprobs": 20, "max_decode_steps": 1, "attention_backend": "mosaic_gpu"}
@@ -109,3 +111,14 @@ def test_prefill_writes_the_cache_in_place_and_attends_in_kernels_only():
     assert not [kernel for kernel in compiled.kernels if kernel.spilled_bytes]
     launched = count_graphs(compiled.thunks)
     assert (launched["graphs"], launched["outside"]) == (1, 0), "outside of a CUDA graph a branch waits for the host"
+
+
+@pytest.mark.parametrize(("quantization", "stored"), [(None, "bf16"), ("int8", "s8"), ("fp8", "f8e4m3fn")])
+def test_weights_in_eight_bits_are_widened_within_the_products(quantization: str | None, stored: str):
+    layout = layout_of((None,))
+    batch = DecodeArrays.padding(SLOTS, max_num_seqs=SLOTS, groups=1)
+    compiled = compiled_program(lambda programs: programs.decode, layout, batch, quantization=quantization)
+    launched = compiled.text[compiled.text.index("ENTRY ") :]  # what is made here is written to memory
+    weights = re.findall(r"= (\w+)\[(?:6144,4096|4096,4096|24576,4096|4096,12288)\]\S* ([\w-]+)\(", launched)
+    assert set(weights) == {(stored, "parameter")}
+    assert len(weights) == 4

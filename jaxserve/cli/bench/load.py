@@ -14,7 +14,7 @@ from jaxserve.cli.flags import Parser
 from jaxserve.cli.options import ENGINE, add_engine_flags, engine_config
 from jaxserve.errors import InputError
 
-_FLAGS = ENGINE.only("model", "revision", "hf_config_path", "dtype", "tensor_parallel_size")
+_FLAGS = ENGINE.only("model", "revision", "hf_config_path", "dtype", "quantization", "tensor_parallel_size")
 _SAMPLE_SECONDS = 0.002
 
 
@@ -42,14 +42,14 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxserve.checkpoint.model_files import find_model
     from jaxserve.cli.bench.session import write_report
     from jaxserve.config import DEMO_MODEL
-    from jaxserve.engine.startup import serving_dtype
+    from jaxserve.engine.startup import quantised, serving_dtype
     from jaxserve.models.registry import model_config
     from jaxserve.parallel.mesh import make_mesh
 
     config = engine_config(arguments, _FLAGS)
     files = find_model(config.model or str(DEMO_MODEL), revision=config.revision, hf_config_path=config.hf_config_path)
     hf = read_config(files.config)
-    model, mesh = model_config(hf), make_mesh(config.tensor_parallel_size)
+    model, mesh = quantised(model_config(hf), config.quantization), make_mesh(config.tensor_parallel_size)
     dtype = serving_dtype(config.dtype, hf)
     weights = sorted(files.weights.glob("*.safetensors"))
     if not weights:
