@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from jaxserve.checkpoint.lazy_rows import LazyRows
 from jaxserve.checkpoint.safetensors_files import SafetensorsDirectory
 from jaxserve.errors import InputError
 from jaxserve.layers.linear import EightBits, eight_bits
@@ -18,7 +19,7 @@ class Scales:
 
     dtype = np.dtype(np.float32)
 
-    def __init__(self, rows: np.ndarray, kind: str):
+    def __init__(self, rows: Any, kind: str):
         self._rows, self._kind = rows, kind  # [..., in]
         self.shape = rows.shape[:-1]
 
@@ -32,34 +33,13 @@ class Scales:
         return Scales(self._rows.reshape(*shape, self._rows.shape[-1]), self._kind)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return scales(self._rows, self._kind, np)
+        return scales(np.asarray(self._rows), self._kind, np)
 
 
-class Rounded:
-    """A matrix in eight bits, in the ways that a numpy array is sliced and read; nothing is made before that."""
-
-    def __init__(self, rows: np.ndarray, kind: str, columns: slice = slice(None)):
-        self._rows, self._kind, self._columns = rows, kind, columns  # [..., in], all of which a scale depends on
-        self.dtype = KINDS[kind].dtype
-        self.shape = (*rows.shape[:-1], len(range(rows.shape[-1])[columns]))
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: slice | tuple[slice, ...]) -> "Rounded":
-        *leading, columns = index if isinstance(index, tuple) else (index,)
-        if len(leading) < self._rows.ndim - 1:
-            return Rounded(self._rows[(*leading, columns)], self._kind, self._columns)
-        chosen = range(self._rows.shape[-1])[self._columns][columns]
-        return Rounded(self._rows[tuple(leading)], self._kind, slice(chosen.start, chosen.stop))
-
-    def reshape(self, *shape: int) -> "Rounded":
-        """All but the last size may be others."""
-        return Rounded(self._rows.reshape(*shape[:-1], self._rows.shape[-1]), self._kind, self._columns)
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        whole = np.asarray(self._rows, np.float32)
-        return rounded(whole[..., self._columns], scales(whole, self._kind, np), self._kind, np)
+def _round(kind: str, parts: list[np.ndarray], columns: range) -> np.ndarray:
+    whole = parts[0].astype(np.float32)  # all of its columns, which a row's scale depends on
+    with np.errstate(invalid="ignore"):  # NaN, of which the scale tells
+        return rounded(whole[..., columns.start : columns.stop], scales(whole, kind, np), kind, np)
 
 
 def tensor(files: SafetensorsDirectory, name: str, stored: nnx.Variable) -> tuple[Any, list[str]]:
@@ -83,7 +63,9 @@ def tensor(files: SafetensorsDirectory, name: str, stored: nnx.Variable) -> tupl
             f"tensor {weight_name!r} is {weight.dtype.name} and by config.json {KINDS[part.kind].dtype.name}; "
             "they do not belong together"
         )
-    return (Scales(weight, part.kind), []) if part.is_scale else (Rounded(weight, part.kind), [name])
+    if part.is_scale:
+        return Scales(weight, part.kind), []
+    return LazyRows(partial(_round, part.kind), [weight], range(weight.shape[-1]), KINDS[part.kind].dtype), [name]
 
 
 @partial(jax.jit, static_argnums=1)

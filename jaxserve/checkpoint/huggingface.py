@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from jaxserve.checkpoint import eight_bits
 from jaxserve.checkpoint.filling import assign
+from jaxserve.checkpoint.fp8_blocks import UnpackedDirectory
 from jaxserve.checkpoint.fusing import Source, Sources, overlaps
 from jaxserve.checkpoint.placement import Plan, place
 from jaxserve.checkpoint.safetensors_files import SINGLE_FILE, SafetensorsDirectory, write_file
@@ -90,7 +91,8 @@ def load_weights(
     if on_mesh != config:
         stored = dict(nnx.to_flat_state(_abstract_model(config, dtype or jnp.dtype(jnp.float32))[1]))
     shardings = dict(nnx.to_flat_state(parameter_shardings(mesh, state)))
-    files = SafetensorsDirectory(directory)
+    block = config.fp8_block
+    files = SafetensorsDirectory(directory) if block is None else UnpackedDirectory(directory, block)
     used, plans = set(), []
     for path, variable in stored.items():
         target, names = targets[path], _hf_names(model_class(config), path)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxserve.checkpoint.mxfp4 import Mxfp4
+from jaxserve.checkpoint import mxfp4
 from jaxserve.checkpoint.safetensors_files import SafetensorsDirectory
 from jaxserve.errors import InputError
 from jaxserve.layers.linear import Stack
@@ -34,7 +34,7 @@ def stacked_tensors(
                 f"tensor {names[0]!r} has shape {list(blocks.shape)} and {names[1]!r} {list(scales.shape)}, "
                 "which do not belong together"
             )
-        return [Mxfp4(*entry) for entry in zip(*_of_all(names[0], blocks, count, scales), strict=True)], names
+        return [mxfp4.unpacked(*entry) for entry in zip(*_of_all(names[0], blocks, count, scales), strict=True)], names
     tensor = files.tensor(name)
     if stack.block:
         if len(tensor) != count * stack.block:

@@ -43,6 +43,7 @@ class ModelConfig:
     unused_tensors: tuple[str, ...] = ()  # what the names of tensors begin with that a checkpoint has beyond the model
     attention_scale: float | None = None  # of scores, before the softmax; None: head_dim ** -0.5
     quantization: str | None = None  # of the linear layers' weights: one of `layers.quantisation.KINDS`
+    fp8_block: tuple[int, int] | None = None  # rows and columns with a scale in a checkpoint whose FP8 is unpacked
 
     @property
     def num_layers(self) -> int:

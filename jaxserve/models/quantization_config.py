@@ -18,24 +18,26 @@ _NOT_QUANTISED: tuple[Any, ...] = (None, [], ["lm_head"])  # layers: all others'
 _FORMATS = ("int-quantized", "float-quantized", "naive-quantized")
 
 
-def stored_quantization(hf: dict[str, Any]) -> str | None:
-    """One of `layers.quantisation.KINDS`, or None if the checkpoint's weights are not quantised.
+def stored_quantization(hf: dict[str, Any]) -> dict[str, Any]:
+    """What `ModelConfig` is told of it; nothing if the checkpoint's weights are not quantised.
 
     Served are linear layers in eight bits with a scale for every output or one for all, as compressed-tensors writes
     them, and as `fp8` without blocks does. Activations that those would round as well are left as they are, which is
-    more exact. `InputError` names the field that asks for something else.
+    more exact. FP8 in blocks is unpacked, wherever it is. `InputError` names the field that asks for something else.
     """
     config = hf.get("quantization_config")
     if not config:
-        return None
+        return {}
     if not isinstance(config, dict):
         raise InputError(f"config.json says quantization_config={config!r}; give an object")
     _require("quant_method", config, ("compressed-tensors", "fp8"))
     if config["quant_method"] == "fp8":
-        _require("weight_block_size", config, (None,))
+        _require("fmt", config, ("e4m3", None))
+        if (block := config.get("weight_block_size")) is not None:
+            return {"fp8_block": _block(block)}
         for field in ("modules_to_not_convert", "ignored_layers"):
             _require(field, config, _NOT_QUANTISED)
-        return "fp8"
+        return {"quantization": "fp8"}
     _require("format", config, _FORMATS)
     _require("kv_cache_scheme", config, (None,))
     _require("ignore", config, _NOT_QUANTISED)
@@ -48,7 +50,15 @@ def stored_quantization(hf: dict[str, Any]) -> str | None:
     for field, built in _WEIGHTS.items():
         _require(field, weights, built)
     _require("type", weights, tuple(_KINDS))
-    return _KINDS[weights["type"]]
+    return {"quantization": _KINDS[weights["type"]]}
+
+
+def _block(given: Any) -> tuple[int, int]:
+    if not (isinstance(given, list) and [type(size) for size in given] == [int, int] and min(given) > 0):
+        raise InputError(
+            f"config.json's quantization_config says weight_block_size={given!r}; give the rows and columns of a block"
+        )
+    return given[0], given[1]
 
 
 def _require(field: str, given: dict[str, Any], built: tuple[Any, ...]) -> None:

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jaxserve.checkpoint.mxfp4 import Mxfp4
+from jaxserve.checkpoint.mxfp4 import unpacked
 
 RANDOM = np.random.default_rng(0)
 BLOCKS = RANDOM.integers(256, size=(5, 3, 16), dtype=np.uint8)
@@ -30,7 +30,7 @@ def expected() -> np.ndarray:
     ],
 )
 def test_any_part_is_unpacked_as_it_is_in_the_whole(rows: slice, columns: slice, expected: np.ndarray) -> None:
-    part = Mxfp4(BLOCKS, SCALES)[rows, columns]
+    part = unpacked(BLOCKS, SCALES)[rows, columns]
     assert part.shape == expected[rows, columns].shape
     np.testing.assert_array_equal(np.asarray(part), expected[rows, columns])
     np.testing.assert_array_equal(np.asarray(part[1:]), expected[rows, columns][1:])
