@@ -25,7 +25,7 @@ def refusal(directory: Path, devices: int = 1) -> str:
         ("mixtral", {"hidden_act": "gelu_pytorch_tanh"}, "hidden_act="),
         ("mixtral", {"num_experts_per_tok": 6}, "num_experts_per_tok=6"),
         ("qwen3-moe", {"attention_bias": True}, "attention_bias=True"),
-        ("qwen3-moe", {"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+        ("qwen3-moe", {"quantization_config": {"quant_method": "fp8"}}, "quantization='fp8'"),
         ("gpt-oss", {"attention_bias": False}, "attention_bias=False"),
         ("gpt-oss-mxfp4", {"quantization_config": {"quant_method": "awq"}}, "quant_method='awq'"),
         ("deepseek-v2", {"topk_method": "noaux_tc"}, "topk_method='noaux_tc'"),
