@@ -22,6 +22,7 @@ from jaxserve.engine.engine import Engine
 from jaxserve.engine.request import Request
 from jaxserve.engine.scheduler import Chunk, Decode, Prefill
 from jaxserve.engine.startup import WEIGHTS, load
+from jaxserve.layers.quantisation import KINDS
 from jaxserve.runner.compilation import compilations
 from jaxserve.runner.step_batch import StepBatch
 from scripts.gpu import ceilings
@@ -93,6 +94,14 @@ class Sizes(NamedTuple):
     hosts: list[int]
     throughput: tuple[int, int, int]  # requests, prompt tokens, output tokens
 
+    def fewer(self) -> "Sizes":
+        """What shows how weights in eight bits are read, with fewer programs to compile."""
+        seqs = min(64, self.max_num_seqs)
+        decode = [(batch, context) for batch, context in self.decode[:3] if batch in (1, seqs)]
+        return self._replace(
+            max_num_seqs=seqs, max_num_batched_tokens=min(512, self.max_num_batched_tokens), decode=decode
+        )
+
 
 def sizes() -> Sizes:
     if not on_gpu():
@@ -122,6 +131,12 @@ def cases(clock: Clock, known: dict[str, float], folder: Path) -> Iterator[Case]
     )
     yield Case(START, "everything in the compile cache", run.start, limit=400)
     run.close()
+    for kind in KINDS:
+        run = _Run(run.sizes.fewer(), clock, best, folder, quantization=kind)
+        for batch, context in run.sizes.decode:
+            name = f"{kind} weights, batch {batch}, context {context:,}"
+            yield Case(DECODE, name, partial(run.decode_step, batch, context), limit=400)  # the first starts the engine
+        run.close()
 
 
 def _demo(cache: str) -> Row:
@@ -136,8 +151,11 @@ def _demo(cache: str) -> Row:
 class _Run:
     """One engine, started when the first case needs it, and what is measured on it."""
 
-    def __init__(self, sizes: Sizes, clock: Clock, best: dict[str, float], folder: Path):
+    def __init__(
+        self, sizes: Sizes, clock: Clock, best: dict[str, float], folder: Path, *, quantization: str | None = None
+    ):
         self.sizes, self._clock, self._best = sizes, clock, best
+        self._quantization = quantization
         self._model = folder / "model"
         self._model.mkdir(exist_ok=True)
         (self._model / "config.json").write_text(json.dumps(sizes.config))
@@ -176,6 +194,7 @@ class _Run:
         config = EngineConfig(
             model=str(self._model),
             load_format="dummy",
+            quantization=self._quantization,
             skip_tokenizer_init=True,
             max_model_len=s.max_model_len,
             max_num_seqs=s.max_num_seqs,
