@@ -1,6 +1,7 @@
 """Weights in FP8 with a scale for every block of a matrix, as DeepSeek-V3 brought them up (arXiv:2412.19437)."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,16 +9,17 @@ import numpy as np
 from jaxserve.checkpoint.lazy_rows import LazyRows
 from jaxserve.checkpoint.safetensors_files import SafetensorsDirectory
 from jaxserve.errors import InputError
+from jaxserve.models.config import Fp8Blocks
 
 _SCALE = "_scale_inv"  # behind the name of a tensor of blocks: what its numbers are multiplied by
 
 
-class UnpackedDirectory(SafetensorsDirectory):
-    """Tensors of which those in blocks of `block` rows and columns are unpacked when they are read."""
+class Fp8Directory(SafetensorsDirectory):
+    """A directory whose tensors in FP8 are unpacked when they are read."""
 
-    def __init__(self, directory: Any, block: tuple[int, int]):
+    def __init__(self, directory: Path, blocks: Fp8Blocks):
         super().__init__(directory)
-        self._block = block
+        self._block = blocks.rows, blocks.columns
 
     def names(self) -> list[str]:
         return [name for name in super().names() if not name.endswith(_SCALE)]

@@ -16,14 +16,15 @@ from jax.sharding import Mesh
 
 from jaxserve.checkpoint import eight_bits
 from jaxserve.checkpoint.filling import assign
-from jaxserve.checkpoint.fp8_blocks import UnpackedDirectory
+from jaxserve.checkpoint.fp8_blocks import Fp8Directory
 from jaxserve.checkpoint.fusing import Source, Sources, overlaps
+from jaxserve.checkpoint.packed_integers import PackedDirectory
 from jaxserve.checkpoint.placement import Plan, place
 from jaxserve.checkpoint.safetensors_files import SINGLE_FILE, SafetensorsDirectory, write_file
 from jaxserve.checkpoint.stacks import stacked_tensors, unstack
 from jaxserve.errors import InputError
 from jaxserve.layers.linear import Stack
-from jaxserve.models.config import ModelConfig
+from jaxserve.models.config import Fp8Blocks, ModelConfig
 from jaxserve.models.decoder import Decoder
 from jaxserve.models.registry import ARCHITECTURES, make_model, model_class
 from jaxserve.parallel.mesh import TENSOR, parameter_shardings
@@ -91,8 +92,7 @@ def load_weights(
     if on_mesh != config:
         stored = dict(nnx.to_flat_state(_abstract_model(config, dtype or jnp.dtype(jnp.float32))[1]))
     shardings = dict(nnx.to_flat_state(parameter_shardings(mesh, state)))
-    block = config.fp8_block
-    files = SafetensorsDirectory(directory) if block is None else UnpackedDirectory(directory, block)
+    files = _files(directory, config)
     used, plans = set(), []
     for path, variable in stored.items():
         target, names = targets[path], _hf_names(model_class(config), path)
@@ -117,6 +117,14 @@ def load_weights(
     return graph, nnx.from_flat_state(
         [(path, targets[path].replace(array)) for path, array in zip(stored, arrays, strict=True)]
     )
+
+
+def _files(directory: Path, config: ModelConfig) -> SafetensorsDirectory:
+    if config.packing is None:
+        return SafetensorsDirectory(directory)
+    if isinstance(config.packing, Fp8Blocks):
+        return Fp8Directory(directory, config.packing)
+    return PackedDirectory(directory, config.packing)
 
 
 def save_weights(model: Decoder, directory: Path, dtype: jnp.dtype | None = jnp.bfloat16) -> None:

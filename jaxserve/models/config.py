@@ -18,6 +18,24 @@ class LayerKind:
     window: int | None = None  # how many positions a query sees, its own among them; None: all
 
 
+@dataclasses.dataclass(frozen=True)
+class Fp8Blocks:
+    """FP8 with a scale for every block of so many rows and columns."""
+
+    rows: int
+    columns: int
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedIntegers:
+    """Integers packed into 32 bits, with a scale for each group of so many of a row, or for all (None)."""
+
+    layout: str  # gptq, awq or compressed-tensors
+    bits: int
+    group_size: int | None
+    zero_offset: int = 0  # what is added to zeros as they are stored
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The shape of a decoder-only transformer: grouped-query attention and a gated MLP in every layer.
@@ -43,7 +61,7 @@ class ModelConfig:
     unused_tensors: tuple[str, ...] = ()  # what the names of tensors begin with that a checkpoint has beyond the model
     attention_scale: float | None = None  # of scores, before the softmax; None: head_dim ** -0.5
     quantization: str | None = None  # of the linear layers' weights: one of `layers.quantisation.KINDS`
-    fp8_block: tuple[int, int] | None = None  # rows and columns with a scale in a checkpoint whose FP8 is unpacked
+    packing: Fp8Blocks | PackedIntegers | None = None  # of a checkpoint's weights, which are unpacked as they are read
 
     @property
     def num_layers(self) -> int:

@@ -3,62 +3,95 @@
 from typing import Any
 
 from jaxserve.errors import InputError
+from jaxserve.models.config import Fp8Blocks, PackedIntegers
 
-_WEIGHTS: dict[str, tuple[Any, ...]] = {  # what is built, by field of a group's `weights`
-    "num_bits": (8,),
-    "strategy": ("channel", "tensor"),
-    "symmetric": (True, None),
-    "dynamic": (False, None),
-    "group_size": (None,),
-    "block_structure": (None,),
-    "actorder": (None,),
-}
-_KINDS = {"int": "int8", "float": "fp8"}
+_METHODS = ("compressed-tensors", "fp8", "gptq", "awq")
 _NOT_QUANTISED: tuple[Any, ...] = (None, [], ["lm_head"])  # layers: all others' weights are of one kind
-_FORMATS = ("int-quantized", "float-quantized", "naive-quantized")
+_KINDS = {"int": "int8", "float": "fp8"}
+_PACKED = "pack-quantized"
+_EIGHT_BITS = ("int-quantized", "float-quantized", "naive-quantized")
 
 
 def stored_quantization(hf: dict[str, Any]) -> dict[str, Any]:
     """What `ModelConfig` is told of it; nothing if the checkpoint's weights are not quantised.
 
-    Served are linear layers in eight bits with a scale for every output or one for all, as compressed-tensors writes
-    them, and as `fp8` without blocks does. Activations that those would round as well are left as they are, which is
-    more exact. FP8 in blocks is unpacked, wherever it is. `InputError` names the field that asks for something else.
+    Linear layers in eight bits with a scale for every output or one for all are served so, as compressed-tensors
+    writes them, and as `fp8` without blocks does. FP8 in blocks and packed integers are unpacked. Activations that any
+    of these would round as well are left as they are, which is more exact. `InputError` names the field that asks for
+    something else.
     """
     config = hf.get("quantization_config")
     if not config:
         return {}
     if not isinstance(config, dict):
         raise InputError(f"config.json says quantization_config={config!r}; give an object")
-    _require("quant_method", config, ("compressed-tensors", "fp8"))
-    if config["quant_method"] == "fp8":
-        _require("fmt", config, ("e4m3", None))
-        if (block := config.get("weight_block_size")) is not None:
-            return {"fp8_block": _block(block)}
+    _require("quant_method", config, _METHODS)
+    match config["quant_method"]:
+        case "fp8":
+            return _fp8(config)
+        case "gptq":
+            _require("bits", config, (4, 8))
+            _require("lm_head", config, (False, None))
+            _require("dynamic", config, (None, {}))  # layers of other kinds
+            _require("checkpoint_format", config, ("gptq", "gptq_v2", None))
+            offset = 0 if config.get("checkpoint_format") == "gptq_v2" else 1
+            return {"packing": PackedIntegers("gptq", config["bits"], _group_size(config), offset)}
+        case "awq":
+            _require("bits", config, (4,))
+            _require("version", config, ("gemm", "GEMM", None))
+            return {"packing": PackedIntegers("awq", config["bits"], _group_size(config))}
+        case _:
+            return _compressed_tensors(config)
+
+
+def _fp8(config: dict[str, Any]) -> dict[str, Any]:
+    _require("fmt", config, ("e4m3", None))
+    block = config.get("weight_block_size")
+    if block is None:
         for field in ("modules_to_not_convert", "ignored_layers"):
             _require(field, config, _NOT_QUANTISED)
         return {"quantization": "fp8"}
-    _require("format", config, _FORMATS)
+    if not (isinstance(block, list) and [type(size) for size in block] == [int, int] and min(block) > 0):
+        raise InputError(
+            f"config.json's quantization_config says weight_block_size={block!r}; give the rows and columns of a block"
+        )
+    return {"packing": Fp8Blocks(*block)}
+
+
+def _compressed_tensors(config: dict[str, Any]) -> dict[str, Any]:
     _require("kv_cache_scheme", config, (None,))
-    _require("ignore", config, _NOT_QUANTISED)
+    _require("format", config, (*_EIGHT_BITS, _PACKED))
     groups = config.get("config_groups")
     if not isinstance(groups, dict) or len(groups) != 1:
         raise InputError("config.json's quantization_config has not one of config_groups; weights all alike are served")
     (group,) = groups.values()
     _require("targets", group, (["Linear"],))
     weights = group.get("weights") or {}
-    for field, built in _WEIGHTS.items():
-        _require(field, weights, built)
+    _require("dynamic", weights, (False, None))
+    _require("block_structure", weights, (None,))
+    if config["format"] == _PACKED:
+        _require("type", weights, ("int",))
+        _require("num_bits", weights, (4, 8))
+        _require("strategy", weights, ("group", "channel"))
+        size = _group_size(weights) if weights["strategy"] == "group" else None
+        return {"packing": PackedIntegers("compressed-tensors", weights["num_bits"], size)}
+    _require("ignore", config, _NOT_QUANTISED)
     _require("type", weights, tuple(_KINDS))
+    _require("num_bits", weights, (8,))
+    _require("strategy", weights, ("channel", "tensor"))
+    _require("symmetric", weights, (True, None))
+    _require("group_size", weights, (None,))
     return {"quantization": _KINDS[weights["type"]]}
 
 
-def _block(given: Any) -> tuple[int, int]:
-    if not (isinstance(given, list) and [type(size) for size in given] == [int, int] and min(given) > 0):
+def _group_size(config: dict[str, Any]) -> int | None:
+    size = config.get("group_size")
+    if type(size) is not int or not (size == -1 or size > 0):
         raise InputError(
-            f"config.json's quantization_config says weight_block_size={given!r}; give the rows and columns of a block"
+            f"config.json's quantization_config says group_size={size!r}; give how many weights share a scale, or -1 "
+            "if a row does"
         )
-    return given[0], given[1]
+    return None if size == -1 else size
 
 
 def _require(field: str, given: dict[str, Any], built: tuple[Any, ...]) -> None:

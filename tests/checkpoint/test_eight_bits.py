@@ -184,10 +184,9 @@ def test_the_setting_may_repeat_what_the_checkpoint_has_and_not_contradict_it(tm
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"quant_method": "awq"}, "quant_method='awq'"),
-        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, r"weight_block_size=\[128, 128\]"),
+        ({"quant_method": "bitsandbytes"}, "quant_method='bitsandbytes'"),
         ({"quant_method": "fp8", "modules_to_not_convert": ["model.layers.0"]}, "modules_to_not_convert"),
-        ({"format": "pack-quantized"}, "format='pack-quantized'"),
+        ({"format": "nvfp4-pack-quantized"}, "format='nvfp4-pack-quantized'"),
         ({"ignore": ["model.layers.0.mlp.down_proj"]}, "ignore="),
         ({"kv_cache_scheme": {"num_bits": 8}}, "kv_cache_scheme="),
         ({"config_groups": {}}, "config_groups"),

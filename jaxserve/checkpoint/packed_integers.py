@@ -1,0 +1,166 @@
+"""Integers of four or eight bits packed into 32, with scales for groups of a row, unpacked as they are read.
+
+As GPTQ (Frantar et al., 2022, arXiv:2210.17323), AWQ (Lin et al., 2023, arXiv:2306.00978) and compressed-tensors write
+them. A weight is `(number - zero) * scale`; numbers and zeros have no sign.
+"""
+
+import functools
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxserve.checkpoint.lazy_rows import LazyRows
+from jaxserve.checkpoint.safetensors_files import SafetensorsDirectory
+from jaxserve.errors import InputError
+from jaxserve.models.config import PackedIntegers
+
+# The tensors in a weight's place: numbers first, then zeros, scales, each column's group, and what nobody needs.
+_PARTS = {
+    "gptq": (".qweight", ".qzeros", ".scales", ".g_idx"),
+    "awq": (".qweight", ".qzeros", ".scales", ".g_idx"),
+    "compressed-tensors": (
+        *(".weight_packed", ".weight_zero_point", ".weight_scale", ".weight_g_idx"),
+        ".weight_shape",
+    ),
+}
+_WORD_BITS = 32
+_AWQ_PLACES = np.array([0, 4, 1, 5, 2, 6, 3, 7])  # in a word, of outputs that are neighbours
+
+
+class PackedDirectory(SafetensorsDirectory):
+    """A directory whose `weight` tensors are made of what stands in their place."""
+
+    def __init__(self, directory: Path, packing: PackedIntegers):
+        super().__init__(directory)
+        self._packing, self._parts = packing, _PARTS[packing.layout]
+
+    @functools.cached_property
+    def _stored(self) -> frozenset[str]:
+        return frozenset(super().names())
+
+    def names(self) -> list[str]:
+        return [name for name in map(self._shown, super().names()) if name is not None]
+
+    def _shown(self, name: str) -> str | None:
+        """The tensor that `name` is, or makes, or None if it belongs to another."""
+        layer, _, kind = name.rpartition(".")
+        if layer + self._parts[0] not in self._stored:
+            return name
+        if f".{kind}" == self._parts[0]:
+            return f"{layer}.weight"
+        if f".{kind}" in self._parts:
+            return None
+        # GPTQ's tools write biases for layers that have none.
+        return None if kind == "bias" and not np.any(super().tensor(name)) else name
+
+    def tensor(self, name: str) -> Any:
+        layer = name.removesuffix(".weight")
+        if layer == name or layer + self._parts[0] not in self._stored:
+            return super().tensor(name)
+        numbers, zeros, scales, group_of = (layer + part for part in self._parts[:4])
+        return _Packed(
+            layer,
+            self._packing,
+            super().tensor(numbers),
+            super().tensor(zeros) if zeros in self._stored else None,
+            super().tensor(scales),
+            super().tensor(group_of) if group_of in self._stored else None,
+        ).rows()
+
+
+class _Packed:
+    """One matrix, after a check of its tensors' shapes against each other."""
+
+    def __init__(
+        self,
+        layer: str,
+        packing: PackedIntegers,
+        numbers: np.ndarray,
+        zeros: np.ndarray | None,
+        scales: np.ndarray,
+        group_of: np.ndarray | None,
+    ):
+        self._packing, self._per_word = packing, _WORD_BITS // packing.bits
+        self._by_row = packing.layout == "compressed-tensors"  # others have inputs before outputs
+        self._numbers = _words(layer, numbers)
+        self._zeros = None if zeros is None else _words(layer, zeros)
+        self._scales = scales if self._by_row else scales.T
+        outputs = len(self._scales)
+        inputs = numbers.shape[1 if self._by_row else 0] * (1 if packing.layout == "awq" else self._per_word)
+        size = inputs if packing.group_size is None else packing.group_size
+        groups, words = math.ceil(inputs / size), math.ceil(outputs / self._per_word)
+        wanted = {
+            "numbers": {
+                "gptq": (inputs // self._per_word, outputs),
+                "awq": (inputs, words),
+                "compressed-tensors": (outputs, inputs // self._per_word),
+            }[packing.layout],
+            "scales": (outputs, groups) if self._by_row else (groups, outputs),
+            "zeros": (words, groups) if self._by_row else (groups, words),
+            "groups": (inputs,),
+        }
+        given = {"numbers": numbers, "zeros": zeros, "scales": scales, "groups": group_of}
+        for kind, tensor in given.items():
+            if tensor is not None and tensor.shape != wanted[kind]:
+                raise InputError(
+                    f"the {kind} of {layer!r} have shape {list(tensor.shape)}, and by config.json and its other "
+                    f"tensors it is {list(wanted[kind])}; they do not belong together"
+                )
+        self._group_of = np.arange(inputs) // size if group_of is None else np.asarray(group_of)
+        if self._group_of.min() < 0 or self._group_of.max() >= groups:
+            raise InputError(
+                f"the groups of {layer!r} are from {self._group_of.min()} to {self._group_of.max()}, and it has "
+                f"{groups}; they do not belong together"
+            )
+        self._shape = outputs, inputs
+
+    def rows(self) -> LazyRows:
+        """`[out, in]`, float32."""
+        outputs, inputs = self._shape
+        return LazyRows(self._unpack, [np.arange(outputs)[:, None]], range(inputs))
+
+    def _unpack(self, parts: list[np.ndarray], columns: range) -> np.ndarray:
+        indices = parts[0][..., 0]
+        rows = indices.reshape(-1)
+        group_of = self._group_of[columns.start : columns.stop]
+        numbers = self._numbers_of(rows)[:, columns.start : columns.stop].astype(np.float32)
+        scales = self._scales[rows].astype(np.float32)
+        made = (numbers - self._zeros_of(rows)[:, group_of]) * scales[:, group_of]
+        return made.reshape(*indices.shape, len(columns))
+
+    def _numbers_of(self, rows: np.ndarray) -> np.ndarray:
+        """`[rows, in]`."""
+        if self._packing.layout == "awq":
+            return self._within_words(self._numbers, rows).T
+        words = self._numbers[rows] if self._by_row else self._numbers[:, rows].T
+        shifts = np.arange(self._per_word, dtype=np.uint32) * np.uint32(self._packing.bits)
+        return ((words[..., None] >> shifts) & self._mask).reshape(len(rows), -1)
+
+    def _zeros_of(self, rows: np.ndarray) -> np.ndarray:
+        """float32 `[rows, groups]`."""
+        if self._zeros is None:
+            middle = np.float32(1 << self._packing.bits - 1)
+            return np.full((len(rows), self._scales.shape[1]), middle)
+        zeros = self._within_words(self._zeros.T if self._by_row else self._zeros, rows).T
+        return zeros.astype(np.float32) + self._packing.zero_offset
+
+    def _within_words(self, words: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Of words `[any, out / numbers in a word]` the numbers of some outputs, `[any, rows]`."""
+        places = rows % self._per_word
+        if self._packing.layout == "awq":
+            places = _AWQ_PLACES[places]
+        return (words[:, rows // self._per_word] >> (places * self._packing.bits).astype(np.uint32)) & self._mask
+
+    @property
+    def _mask(self) -> np.uint32:
+        return np.uint32((1 << self._packing.bits) - 1)
+
+
+def _words(layer: str, tensor: np.ndarray) -> np.ndarray:
+    if tensor.dtype not in (np.int32, np.uint32):
+        raise InputError(
+            f"the packed numbers of {layer!r} are {tensor.dtype.name}, and they are int32; download it again"
+        )
+    return tensor.view(np.uint32)
