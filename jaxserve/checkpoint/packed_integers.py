@@ -108,7 +108,9 @@ class _Packed:
                     f"the {kind} of {layer!r} have shape {list(tensor.shape)}, and by config.json and its other "
                     f"tensors it is {list(wanted[kind])}; they do not belong together"
                 )
-        self._group_of = np.arange(inputs) // size if group_of is None else np.asarray(group_of)
+        in_order = np.arange(inputs) // size
+        self._group_of = in_order if group_of is None else np.asarray(group_of)
+        self._is_in_order = inputs % size == 0 and np.array_equal(self._group_of, in_order)
         if self._group_of.min() < 0 or self._group_of.max() >= groups:
             raise InputError(
                 f"the groups of {layer!r} are from {self._group_of.min()} to {self._group_of.max()}, and it has "
@@ -124,38 +126,45 @@ class _Packed:
     def _unpack(self, parts: list[np.ndarray], columns: range) -> np.ndarray:
         indices = parts[0][..., 0]
         rows = indices.reshape(-1)
-        group_of = self._group_of[columns.start : columns.stop]
-        numbers = self._numbers_of(rows)[:, columns.start : columns.stop].astype(np.float32)
-        scales = self._scales[rows].astype(np.float32)
-        made = (numbers - self._zeros_of(rows)[:, group_of]) * scales[:, group_of]
-        return made.reshape(*indices.shape, len(columns))
+        numbers = self._numbers_of(rows).astype(np.float32)
+        zeros, scales = self._zeros_of(rows), self._scales[rows].astype(np.float32)
+        if self._is_in_order:
+            groups = numbers.reshape(*scales.shape, -1)
+            groups -= zeros[..., None]
+            groups *= scales[..., None]
+        else:
+            numbers -= zeros[:, self._group_of]
+            numbers *= scales[:, self._group_of]
+        return numbers[:, columns.start : columns.stop].reshape(*indices.shape, len(columns))
 
     def _numbers_of(self, rows: np.ndarray) -> np.ndarray:
-        """`[rows, in]`."""
+        """uint8 `[rows, in]`."""
         if self._packing.layout == "awq":
-            return self._within_words(self._numbers, rows).T
-        words = self._numbers[rows] if self._by_row else self._numbers[:, rows].T
-        shifts = np.arange(self._per_word, dtype=np.uint32) * np.uint32(self._packing.bits)
-        return ((words[..., None] >> shifts) & self._mask).reshape(len(rows), -1)
+            return self._outputs(self._numbers, rows).T
+        return self._in_bytes(self._numbers[rows] if self._by_row else self._numbers[:, rows].T)
 
     def _zeros_of(self, rows: np.ndarray) -> np.ndarray:
         """float32 `[rows, groups]`."""
         if self._zeros is None:
             middle = np.float32(1 << self._packing.bits - 1)
             return np.full((len(rows), self._scales.shape[1]), middle)
-        zeros = self._within_words(self._zeros.T if self._by_row else self._zeros, rows).T
+        zeros = self._outputs(self._zeros.T if self._by_row else self._zeros, rows).T
         return zeros.astype(np.float32) + self._packing.zero_offset
 
-    def _within_words(self, words: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Of words `[any, out / numbers in a word]` the numbers of some outputs, `[any, rows]`."""
-        places = rows % self._per_word
+    def _outputs(self, words: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Of words `[any, out / numbers in a word]` the numbers of some neighbouring outputs, uint8 `[any, rows]`."""
+        first, last = rows.min() // self._per_word, rows.max() // self._per_word + 1
+        numbers = self._in_bytes(words[:, first:last])
         if self._packing.layout == "awq":
-            places = _AWQ_PLACES[places]
-        return (words[:, rows // self._per_word] >> (places * self._packing.bits).astype(np.uint32)) & self._mask
+            numbers = numbers.reshape(len(words), -1, self._per_word)[..., _AWQ_PLACES].reshape(len(words), -1)
+        return numbers[:, rows - first * self._per_word]
 
-    @property
-    def _mask(self) -> np.uint32:
-        return np.uint32((1 << self._packing.bits) - 1)
+    def _in_bytes(self, words: np.ndarray) -> np.ndarray:
+        """Words `[any, any]` as their numbers, the lowest first, a byte each."""
+        found = np.ascontiguousarray(words).astype("<u4", copy=False).view(np.uint8)
+        if self._packing.bits == 8:
+            return found
+        return np.stack([found & 15, found >> 4], axis=-1).reshape(len(words), -1)
 
 
 def _words(layer: str, tensor: np.ndarray) -> np.ndarray:
