@@ -6,7 +6,8 @@ from pathlib import Path
 from jaxserve.errors import InputError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+_WEIGHTS = "*.safetensors"
+_BESIDE_WEIGHTS = ["*.json", "*.jinja", "*.model", "*.txt"]
 _UNWANTED = ["*/*", "consolidated*"]  # the same weights once more, in other formats
 
 
@@ -15,16 +16,18 @@ def is_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None
 
 
-def download(hub_id: str, revision: str | None) -> Path:
+def download(hub_id: str, revision: str | None, *, with_weights: bool) -> Path:
     """The directory of `owner/model` in HuggingFace's cache, completed from the hub where it can be reached.
 
-    `revision` is a branch, a tag or a commit; a commit stays what it is. `InputError` for what is not to be had.
+    Weights are fetched only where they are wanted. `revision` is a branch, a tag or a commit; a commit stays what it
+    is. `InputError` for what is not to be had.
     """
     from huggingface_hub import errors, snapshot_download  # on demand: its import takes a moment
 
     at = f" at revision {revision!r}" if revision else ""
+    wanted = [_WEIGHTS] * with_weights + _BESIDE_WEIGHTS
     try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=wanted, ignore_patterns=_UNWANTED))
     except errors.LocalEntryNotFoundError as error:
         raise InputError(
             f"there is no directory {hub_id}, and HuggingFace's hub, which may have a model of that name, cannot be "

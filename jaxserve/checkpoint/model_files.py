@@ -35,15 +35,18 @@ class ModelFiles:
         return load(self.weights, config, mesh, dtype, on_bytes)
 
 
-def find_model(model: str, *, revision: str | None = None, hf_config_path: str | None = None) -> ModelFiles:
+def find_model(
+    model: str, *, revision: str | None = None, hf_config_path: str | None = None, with_weights: bool = True
+) -> ModelFiles:
     """The files of a model directory, or of a model of HuggingFace's hub, downloaded if need be.
 
     A directory holds weights in safetensors, or an Orbax checkpoint. `hf_config_path` is the directory of config and
-    tokenizer where they lie elsewhere, as they do for what a training script saves.
+    tokenizer where they lie elsewhere, as they do for what a training script saves. Without `with_weights` none are
+    downloaded.
     """
     directory, name = Path(model).expanduser(), model
     if not directory.exists() and hub.is_hub_id(model):
-        directory = hub.download(model, revision)
+        directory = hub.download(model, revision, with_weights=with_weights)
     elif revision is not None:
         raise InputError(f"revision={revision!r} is of models on HuggingFace's hub, and {model} is none; leave it out")
     elif not directory.is_dir():

@@ -18,6 +18,7 @@ COMMANDS = {
     "chat": ("jaxserve.cli.chat", "talk to a model in the terminal"),
     "serve": ("jaxserve.cli.serve", "answer OpenAI's API over HTTP"),
     "run-batch": ("jaxserve.cli.run_batch", "answer a file of requests in OpenAI's batch format"),
+    "plan": ("jaxserve.cli.plan", "on which GPUs a model fits, and how many requests at a time"),
     "convert": ("jaxserve.cli.convert", "HuggingFace directories to Orbax checkpoints, and back"),
     "bench throughput": ("jaxserve.cli.bench.throughput", "many requests at once: tokens per second"),
     "bench latency": ("jaxserve.cli.bench.latency", "one batch again and again: time to first token and per token"),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,6 +33,18 @@ from pallas_kernels.matmul import products_run_natively
 from pallas_kernels.paged_attention import choose_decode, choose_prefill
 
 WEIGHTS = "weights, at the same time"  # the stage that programs are compiled beside
+
+
+class Sizes(NamedTuple):
+    """Settings that depend on the device and were left open."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_decode_steps: int
+
+
+CPU_SIZES = Sizes(32, 512, 8)
+GPU_SIZES = Sizes(256, 4096, 1)  # a loop of unknown length makes a GPU wait for the host in each round
 
 OnProgress = Callable[[str, int, int], None]  # stage, done, total
 
@@ -64,7 +76,12 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
         seconds[name], start = time.perf_counter() - start, time.perf_counter()
 
     reserve_gpu_memory(config.gpu_memory_utilization)
-    files = find_model(config.model or str(DEMO_MODEL), revision=config.revision, hf_config_path=config.hf_config_path)
+    files = find_model(
+        config.model or str(DEMO_MODEL),
+        revision=config.revision,
+        hf_config_path=config.hf_config_path,
+        with_weights=config.load_format != "dummy",
+    )
     hf = read_config(files.config)
     generation = read_generation_config(files.config)
     eos, defaults = eos_token_ids(generation, hf), sampling_defaults(generation)
@@ -181,8 +198,9 @@ def _resolve(
 ) -> tuple[ResolvedConfig, Buckets, CacheLayout]:
     """Every setting that was left open, from the model, the platform and the memory; and what follows from them."""
     on_cpu = devices.flat[0].platform == "cpu"
-    max_num_seqs = config.max_num_seqs or (32 if on_cpu else 256)
-    max_num_batched_tokens = config.max_num_batched_tokens or (512 if on_cpu else 4096)
+    sizes = CPU_SIZES if on_cpu else GPU_SIZES
+    max_num_seqs = config.max_num_seqs or sizes.max_num_seqs
+    max_num_batched_tokens = config.max_num_batched_tokens or sizes.max_num_batched_tokens
     max_model_len = config.max_model_len or model.max_position_embeddings
     if max_model_len > model.max_position_embeddings:
         raise InputError(
@@ -230,8 +248,7 @@ def _resolve(
         "max_model_len": max_model_len,
         "max_num_seqs": max_num_seqs,
         "max_num_batched_tokens": max_num_batched_tokens,
-        # A loop of unknown length makes a GPU wait for the host in each round.
-        "max_decode_steps": config.max_decode_steps or (8 if on_cpu else 1),
+        "max_decode_steps": config.max_decode_steps or sizes.max_decode_steps,
         "num_pages": num_pages,
     }
     return ResolvedConfig(**(dataclasses.asdict(config) | chosen)), buckets(), layout

@@ -52,6 +52,13 @@ def test_a_hub_id_is_downloaded_at_its_revision(hub: Any, tmp_path: Path) -> Non
     assert hub.asked[1]["revision"] == "0a1b2c"
 
 
+def test_weights_are_downloaded_only_where_they_are_wanted(hub: Any) -> None:
+    for with_weights in (True, False):
+        find_model(HUB_ID, with_weights=with_weights)
+        assert ("*.safetensors" in hub.asked[1]["allow_patterns"]) == with_weights
+        assert "*.json" in hub.asked[1]["allow_patterns"]
+
+
 @pytest.mark.usefixtures("hub")
 def test_a_directory_wins_over_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / HUB_ID).mkdir(parents=True)

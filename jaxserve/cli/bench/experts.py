@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxserve.parallel.mesh import make_mesh, parameter_shardings
 
     settings = engine_config(arguments, _FLAGS)
-    files = find_model(settings.model or str(DEMO_MODEL), revision=settings.revision)
+    files = find_model(settings.model or str(DEMO_MODEL), revision=settings.revision, with_weights=False)
     hf = read_config(files.config)
     config = model_config(hf)
     if not isinstance(config, MoEConfig):

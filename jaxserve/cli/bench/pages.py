@@ -57,7 +57,8 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxserve.runner.kv_cache import page_bytes
 
     config = EngineConfig.from_settings(_FLAGS.given(arguments))
-    files = find_model(config.model or str(DEMO_MODEL), revision=config.revision, hf_config_path=config.hf_config_path)
+    where = {"revision": config.revision, "hf_config_path": config.hf_config_path}
+    files = find_model(config.model or str(DEMO_MODEL), **where, with_weights=False)
     hf = read_config(files.config)
     model, dtype = model_config(hf), serving_dtype(config.dtype, hf)
     lengths = [length for length in arguments.length if length <= model.max_position_embeddings]

@@ -67,10 +67,10 @@ def _subject(report: dict[str, Any]) -> str:
     )
 
 
-def table_of(*columns: str) -> Table:
+def table_of(*columns: str, first_width: int = 32) -> Table:
     """A table of these columns, the first one's entries names and the others' numbers."""
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column(columns[0], min_width=32, no_wrap=True)
+    table.add_column(columns[0], min_width=first_width, no_wrap=True)
     for column in columns[1:]:
         table.add_column(column, min_width=8, justify="right", no_wrap=True)
     return table
