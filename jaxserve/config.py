@@ -152,8 +152,11 @@ class EngineConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._one_of("dtype", DTYPES)
-        if self.quantization is not None:
-            self._one_of("quantization", QUANTIZATIONS)
+        if self.quantization is not None and self.quantization not in QUANTIZATIONS:
+            raise InputError(
+                f"quantization is {self.quantization!r}; give one of {', '.join(QUANTIZATIONS)}, or leave it out for a "
+                "checkpoint that is quantised already"
+            )
         self._one_of("load_format", LOAD_FORMATS)
         self._one_of("attention_backend", ATTENTION_BACKENDS)
         self._one_of("reasoning_parser", REASONING_PARSERS)

@@ -63,7 +63,7 @@ class Runner:
         self._config = config
         self._buckets, self._layout = buckets, layout
         self._mesh = mesh
-        dtype = self._shapes[0].dtype
+        self._dtype = dtype = jax.tree.leaves(shapes["embedding"])[0].dtype
 
         def empty() -> DeviceState:
             return DeviceState(
@@ -224,7 +224,7 @@ class Runner:
 
     def _compile_prompt_logprobs(self, tokens: int) -> jax.stages.Compiled:
         whole = sharding(self._mesh)
-        hidden = jax.ShapeDtypeStruct((tokens, self._config.hidden_size), self._shapes[0].dtype, sharding=whole)
+        hidden = jax.ShapeDtypeStruct((tokens, self._config.hidden_size), self._dtype, sharding=whole)
         program = jax.jit(self._programs.prompt_logprobs, in_shardings=(None, whole, whole), out_shardings=whole)
         with jax.set_mesh(self._mesh):
             return self._compiled_of(program.lower(self._shapes, hidden, np.zeros(tokens, np.int32)))

@@ -12,6 +12,7 @@ def matmul_nk(x: jax.Array, weight: jax.Array) -> jax.Array:
     """
     # TF32 would cost a float32 model the exactness that it was chosen for.
     precision = jax.lax.Precision.HIGHEST if weight.dtype == jnp.float32 else None
-    weight = weight.astype(x.dtype)
+    if weight.dtype.itemsize == 1:
+        weight = weight.astype(x.dtype)
     contract = (((x.ndim - 1,), (1,)), ((), ()))
     return jax.lax.dot_general(x, weight, contract, precision=precision, preferred_element_type=jnp.float32)
