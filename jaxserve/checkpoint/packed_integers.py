@@ -37,11 +37,15 @@ class PackedDirectory(SafetensorsDirectory):
         self._packing, self._parts = packing, _PARTS[packing.layout]
 
     @functools.cached_property
-    def _stored(self) -> frozenset[str]:
-        return frozenset(super().names())
+    def _stored(self) -> dict[str, None]:
+        return dict.fromkeys(super().names())
 
     def names(self) -> list[str]:
-        return [name for name in map(self._shown, super().names()) if name is not None]
+        return self._names
+
+    @functools.cached_property
+    def _names(self) -> list[str]:
+        return [name for name in map(self._shown, self._stored) if name is not None]
 
     def _shown(self, name: str) -> str | None:
         """The tensor that `name` is, or makes, or None if it belongs to another."""
