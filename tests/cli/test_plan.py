@@ -104,7 +104,7 @@ def test_what_does_not_fit_or_split_is_none(model: ModelConfig) -> None:
     assert fit(model, "L4", length=32_768) is None  # its pages hold fewer tokens
     assert fit(model, "L4", 2, length=32_768) is not None
     assert fit(model, "H100", 3) is None
-    assert fit(dataclasses.replace(model, layer_kinds=model.layer_kinds * 30), "L4", 8) is None
+    assert fit(dataclasses.replace(model, intermediate_size=40 * model.intermediate_size), "L4", 8) is None
 
 
 def test_sequences_that_run_at_a_time_are_the_settings(model: ModelConfig) -> None:
