@@ -138,7 +138,9 @@ void many_rows(xla::ffi::ThreadPool& pool, const bf16* x, int64_t rows, const W*
     for (int64_t block = begin; block < end; block += together) {
       const int64_t o = block * kBlock, outs = std::min(std::min(together, end - block) * kBlock, out - o);
       const bf16* const w = as_bf16<false>(weight + o * in, outs * in, widened);
-      const char* const later = reinterpret_cast<const char*>(weight + o * in) + kAhead;
+      // Of what was widened all has been read.
+      const int64_t read = sizeof(W) == sizeof(bf16) ? kAhead : outs * in;
+      const char* const later = reinterpret_cast<const char*>(weight + o * in) + read;
       bool ahead = block + together < end;
       for (const Panel& panel : panels) {
         auto run = panel.lanes == 32 ? (ahead ? lane_block<2, sizeof(W)> : lane_block<2, 0>)
