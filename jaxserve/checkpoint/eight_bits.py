@@ -14,29 +14,11 @@ from jaxserve.layers.linear import EightBits, eight_bits
 from jaxserve.layers.quantisation import KINDS, rounded, scales
 
 
-class Scales:
-    """The scales of a matrix' rows, in the ways that a numpy array is sliced and read."""
-
-    dtype = np.dtype(np.float32)
-
-    def __init__(self, rows: Any, kind: str):
-        self._rows, self._kind = rows, kind  # [..., in]
-        self.shape = rows.shape[:-1]
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: slice | tuple[slice, ...]) -> "Scales":
-        return Scales(self._rows[index], self._kind)
-
-    def reshape(self, *shape: int) -> "Scales":
-        return Scales(self._rows.reshape(*shape, self._rows.shape[-1]), self._kind)
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return scales(np.asarray(self._rows), self._kind, np)
+def _scales(kind: str, parts: list[np.ndarray], columns: None) -> np.ndarray:
+    return scales(parts[0], kind, np)
 
 
-def _round(kind: str, parts: list[np.ndarray], columns: range) -> np.ndarray:
+def _rounded(kind: str, parts: list[np.ndarray], columns: range) -> np.ndarray:
     whole = parts[0].astype(np.float32)  # all of its columns, which a row's scale depends on
     with np.errstate(invalid="ignore"):  # NaN, of which the scale tells
         return rounded(whole[..., columns.start : columns.stop], scales(whole, kind, np), kind, np)
@@ -64,8 +46,14 @@ def tensor(files: SafetensorsDirectory, name: str, stored: nnx.Variable) -> tupl
             "they do not belong together"
         )
     if part.is_scale:
-        return Scales(weight, part.kind), []
-    return LazyRows(partial(_round, part.kind), [weight], range(weight.shape[-1]), KINDS[part.kind].dtype), [name]
+        return LazyRows(partial(_scales, part.kind), [weight], None), []
+    columns = range(weight.shape[-1])
+    return LazyRows(partial(_rounded, part.kind), [weight], columns, KINDS[part.kind].dtype), [name]
+
+
+def made_from(path: tuple[Any, ...], parameter: nnx.Variable) -> tuple[Any, ...]:
+    """Where the weight is in an unquantised model that the parameter at `path` is, or is made of."""
+    return path if eight_bits(parameter) is None else (*path[:-1], "weight")
 
 
 @partial(jax.jit, static_argnums=1)

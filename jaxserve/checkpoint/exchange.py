@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxserve.checkpoint.eight_bits import made_of
+from jaxserve.checkpoint.eight_bits import made_from, made_of
 from jaxserve.checkpoint.fusing import unfused
 from jaxserve.checkpoint.huggingface import abstract_model
 from jaxserve.checkpoint.placement import Plan, place
@@ -33,8 +33,8 @@ def match(new: nnx.State, served: nnx.State, config: ModelConfig) -> list[Handov
     """What `new` holds for each of `served`'s arrays, in the order of `jax.tree.leaves`. Nothing is moved.
 
     `config` is the model as it stands on the mesh; where that repeats KV heads, `new` may hold them once. What is
-    served in eight bits may come as it was trained.
-    `InputError` names the parameter that is missing, left over or of another shape.
+    served in eight bits may come as it was trained. `InputError` names the parameter that is missing, left over or of
+    another shape.
     """
     if not isinstance(new, nnx.State):
         raise InputError(f"the new weights are a {type(new).__name__}; give a Flax state, such as nnx.state(model)")
@@ -45,8 +45,7 @@ def match(new: nnx.State, served: nnx.State, config: ModelConfig) -> list[Handov
     trained = not any(name.endswith(".scale") for name in given)
     found, taken = [], set()
     for path, target in targets:
-        made_into = eight_bits(target) if trained else None
-        own_path = (*path[:-1], "weight") if made_into else path
+        made_into, own_path = (eight_bits(target), made_from(path, target)) if trained else (None, path)
         name = _name(own_path)
         if name not in given:
             raise InputError(f"the new weights have no parameter {name}, which {config.architecture} needs")

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from jaxserve.checkpoint.eight_bits import made_of
+from jaxserve.checkpoint.eight_bits import made_from, made_of
 from jaxserve.checkpoint.fusing import unfused
 from jaxserve.checkpoint.huggingface import abstract_model
 from jaxserve.checkpoint.placement import Plan, place
@@ -103,7 +103,7 @@ def _quantised(
     shardings = dict(nnx.to_flat_state(parameter_shardings(mesh, state)))
     saved, made = dict(nnx.to_flat_state(whole)), []
     for path, target in nnx.to_flat_state(state):  # a layer's scale comes before its weight
-        array = saved[path if path in saved else (*path[:-1], "weight")][...]
+        array = saved[made_from(path, target)][...]
         if (part := eight_bits(target)) is not None:
             array = jax.device_put(made_of(array, part), shardings[path])
             if not part.is_scale:

@@ -4,7 +4,6 @@ As GPTQ (Frantar et al., 2022, arXiv:2210.17323), AWQ (Lin et al., 2023, arXiv:2
 them. A weight is `(number - zero) * scale`; numbers and zeros have no sign.
 """
 
-import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -35,17 +34,11 @@ class PackedDirectory(SafetensorsDirectory):
     def __init__(self, directory: Path, packing: PackedIntegers):
         super().__init__(directory)
         self._packing, self._parts = packing, _PARTS[packing.layout]
-
-    @functools.cached_property
-    def _stored(self) -> dict[str, None]:
-        return dict.fromkeys(super().names())
+        self._stored = dict.fromkeys(super().names())
+        self._names = [name for name in map(self._shown, self._stored) if name is not None]
 
     def names(self) -> list[str]:
         return self._names
-
-    @functools.cached_property
-    def _names(self) -> list[str]:
-        return [name for name in map(self._shown, self._stored) if name is not None]
 
     def _shown(self, name: str) -> str | None:
         """The tensor that `name` is, or makes, or None if it belongs to another."""
@@ -174,6 +167,6 @@ class _Packed:
 def _words(layer: str, tensor: np.ndarray) -> np.ndarray:
     if tensor.dtype not in (np.int32, np.uint32):
         raise InputError(
-            f"the packed numbers of {layer!r} are {tensor.dtype.name}, and they are int32; download it again"
+            f"the packed numbers of {layer!r} are {tensor.dtype.name}, and int32 is what holds them; download it again"
         )
     return tensor.view(np.uint32)

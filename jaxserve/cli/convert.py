@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxserve.checkpoint.convert import convert  # on demand, as JAX comes with it
     from jaxserve.checkpoint.model_files import find_model
     from jaxserve.config import EngineConfig
-    from jaxserve.engine.startup import serving_dtype
+    from jaxserve.engine.served_model import serving_dtype
     from jaxserve.progress import ProgressBars
 
     config = EngineConfig.from_settings({"model": arguments.source} | _FLAGS.given(arguments))

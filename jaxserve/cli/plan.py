@@ -83,13 +83,9 @@ def parser() -> Parser:
 def run(arguments: argparse.Namespace) -> None:
     from rich.console import Console  # on demand, as JAX comes with these
 
-    from jaxserve.checkpoint.huggingface import read_config
-    from jaxserve.checkpoint.model_files import find_model
     from jaxserve.cli.bench.report import table_of
     from jaxserve.cli.bench.session import write_report
-    from jaxserve.config import DEMO_MODEL
-    from jaxserve.engine.startup import quantised, serving_dtype
-    from jaxserve.models.registry import model_config
+    from jaxserve.engine.served_model import served_model
 
     for name in arguments.gpu or ():
         if name not in GPUS:
@@ -97,12 +93,8 @@ def run(arguments: argparse.Namespace) -> None:
                 f"there is no GPU {name!r} in the list{nearest(name, GPUS) or f'; give {", ".join(GPUS)}'}"
             )
     config = EngineConfig.from_settings(_FLAGS.given(arguments))
-    where = {"revision": config.revision, "hf_config_path": config.hf_config_path}
-    files = find_model(config.model or str(DEMO_MODEL), **where, with_weights=False)
-    hf = read_config(files.config)
-    model, dtype = quantised(model_config(hf), config.quantization), serving_dtype(config.dtype, hf)
-    longest = config.max_model_len or model.max_position_embeddings
-    length = min(arguments.length, longest)
+    files, _, model, dtype = served_model(config, with_weights=False)
+    length = min(arguments.length, config.max_model_len or model.max_position_embeddings)
     table = table_of("GPUs", "weights", "pages", "longest", "requests", "ms", first_width=12)
     rows: list[dict[str, Any]] = []
     for name in arguments.gpu or GPUS:
@@ -143,44 +135,28 @@ def fit_on(
 ) -> Fit | None:
     """The model on that many of one kind; None if it does not split so, or leaves no room for a request of `length`."""
     from jaxserve.checkpoint.huggingface import abstract_model
-    from jaxserve.engine.startup import GPU_SIZES
-    from jaxserve.runner.buckets import TILE_SIZE, Buckets
-    from jaxserve.runner.cache_layout import CacheLayout
-    from jaxserve.runner.kv_cache import page_bytes
-    from jaxserve.runner.memory import array_bytes, working_bytes
+    from jaxserve.engine.sizes import ON_GPU, sizes_of
+    from jaxserve.runner.memory import array_bytes, pages_within, step_weight_bytes
 
     if not model.splits_over(devices):
         return None
     placed = model.over_tensor_axis(devices)
-    max_model_len = config.max_model_len or model.max_position_embeddings
-    max_num_seqs = config.max_num_seqs or GPU_SIZES.max_num_seqs
-    tokens = config.max_num_batched_tokens or GPU_SIZES.max_num_batched_tokens
-    buckets = Buckets.of(
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=min(tokens, max_model_len * max_num_seqs),
-        max_model_len=max_model_len,
-        page_size=config.page_size,
-        smallest_tile=TILE_SIZE,
+    sizes = sizes_of(config, placed, dtype, ON_GPU)
+    weights = abstract_model(placed, dtype)[1]
+    pages = pages_within(
+        int(gpu.mib * 2**20 * config.gpu_memory_utilization) * devices,
+        page_bytes=sizes.page_bytes,
+        wanted=sizes.wanted_pages,
+        weight_bytes=array_bytes(weights),
+        working_bytes=sizes.working_bytes,
     )
-    layout = CacheLayout.of(
-        [kind.window for kind in model.layer_kinds],
-        page_size=config.page_size,
-        max_step_tokens=buckets.prefill[-1].tokens,
-        max_model_len=max_model_len,
-    )
-    shapes = abstract_model(placed, dtype)[1]
-    weights, page = array_bytes(shapes), page_bytes(placed, layout, dtype)
-    unread = 0 if model.tie_word_embeddings else array_bytes(shapes["embedding"])
-    memory = gpu.mib * 2**20 * config.gpu_memory_utilization * devices
-    fitting = int(memory - weights - working_bytes(placed, buckets, dtype.itemsize)) // page
-    pages = min(fitting, max_num_seqs * layout.pages_of(max_model_len))
-    requests = min(pages // layout.pages_of(length), max_num_seqs)
+    requests = min(pages // sizes.layout.pages_of(length), sizes.max_num_seqs)
     if requests < 1:
         return None
     return Fit(
-        weights // devices,
-        pages * page // devices,
-        layout.longest_within(pages, max_model_len),
+        array_bytes(weights) // devices,
+        pages * sizes.page_bytes // devices,
+        sizes.layout.longest_within(pages, sizes.max_model_len),
         requests,
-        (weights - unread) / devices / (gpu.gb_per_second * 1e9),
+        step_weight_bytes(placed, weights) / devices / (gpu.gb_per_second * 1e9),
     )

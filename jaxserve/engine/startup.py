@@ -6,26 +6,25 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxserve.chat.format import ChatFormat
-from jaxserve.checkpoint.huggingface import abstract_model, read_config
-from jaxserve.checkpoint.model_files import find_model
+from jaxserve.checkpoint.huggingface import abstract_model
 from jaxserve.checkpoint.random_weights import random_weights
 from jaxserve.checkpoint.tokenizer import eos_token_ids, load_tokenizer, read_generation_config, sampling_defaults
-from jaxserve.config import DEMO_MODEL, EngineConfig, ResolvedConfig
+from jaxserve.config import EngineConfig, ResolvedConfig
 from jaxserve.engine.input_processor import chat_format
+from jaxserve.engine.served_model import served_model
+from jaxserve.engine.sizes import ON_CPU, ON_GPU, Sizes, sizes_of
 from jaxserve.errors import InputError
 from jaxserve.models.config import ModelConfig
-from jaxserve.models.registry import model_config
 from jaxserve.parallel.mesh import make_mesh, placed_shapes
 from jaxserve.runner.buckets import MIN_DECODE_ROWS, TILE_SIZE, Buckets
 from jaxserve.runner.cache_layout import CacheLayout
-from jaxserve.runner.kv_cache import page_bytes
-from jaxserve.runner.memory import array_bytes, plan_pages, reserve_gpu_memory, working_bytes
+from jaxserve.runner.memory import array_bytes, plan_pages, reserve_gpu_memory
 from jaxserve.runner.runner import Runner
 from pallas_kernels.attention_shape import AttentionShape
 from pallas_kernels.implementations import MOSAIC_GPU, NATIVE, is_hopper
@@ -33,18 +32,6 @@ from pallas_kernels.matmul import products_run_natively
 from pallas_kernels.paged_attention import choose_decode, choose_prefill
 
 WEIGHTS = "weights, at the same time"  # the stage that programs are compiled beside
-
-
-class Sizes(NamedTuple):
-    """Settings that depend on the device and were left open."""
-
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    max_decode_steps: int
-
-
-CPU_SIZES = Sizes(32, 512, 8)
-GPU_SIZES = Sizes(256, 4096, 1)  # a loop of unknown length makes a GPU wait for the host in each round
 
 OnProgress = Callable[[str, int, int], None]  # stage, done, total
 
@@ -76,16 +63,9 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
         seconds[name], start = time.perf_counter() - start, time.perf_counter()
 
     reserve_gpu_memory(config.gpu_memory_utilization)
-    files = find_model(
-        config.model or str(DEMO_MODEL),
-        revision=config.revision,
-        hf_config_path=config.hf_config_path,
-        with_weights=config.load_format != "dummy",
-    )
-    hf = read_config(files.config)
+    files, hf, model, dtype = served_model(config, with_weights=config.load_format != "dummy")
     generation = read_generation_config(files.config)
     eos, defaults = eos_token_ids(generation, hf), sampling_defaults(generation)
-    model = quantised(model_config(hf), config.quantization)
     model = model.served_up_to(config.max_model_len or model.max_position_embeddings)
     tokenizer_path = None if config.skip_tokenizer_init else config.tokenizer or str(files.config)
     tokenizer = load_tokenizer(Path(tokenizer_path)) if tokenizer_path is not None else None
@@ -98,7 +78,6 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
 
     mesh = make_mesh(config.tensor_parallel_size)
     placed = model.over_tensor_axis(config.tensor_parallel_size)
-    dtype = serving_dtype(config.dtype, hf)
     attention, mixed = _attention(config, placed, dtype, mesh.devices)
     graph, shapes = abstract_model(placed, dtype)
     shapes = placed_shapes(mesh, shapes)
@@ -141,25 +120,6 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
     return Loaded(resolved, model, tokenizer, chat, eos, defaults, buckets, layout, runner, attention, seconds)
 
 
-def quantised(model: ModelConfig, quantization: str | None) -> ModelConfig:
-    """The model with the setting `quantization`, which may repeat what its checkpoint has."""
-    if quantization is None or quantization == model.quantization:
-        return model
-    if model.quantization is not None:
-        raise InputError(
-            f"quantization={quantization!r} and the checkpoint's weights are {model.quantization} already; leave it out"
-        )
-    return dataclasses.replace(model, quantization=quantization)
-
-
-def serving_dtype(name: str, hf: dict[str, Any]) -> jnp.dtype:
-    """The setting `dtype`, or what `auto` is for the checkpoint's config."""
-    if name == "auto":
-        stored = str(hf.get("dtype") or hf.get("torch_dtype") or "bfloat16").removeprefix("torch.")
-        name = stored if stored in ("bfloat16", "float16", "float32") else "bfloat16"
-    return jnp.dtype(name)
-
-
 def _attention(config: EngineConfig, model: ModelConfig, dtype: jnp.dtype, devices: np.ndarray) -> tuple[str, bool]:
     """What runs attention and why, in a line; `InputError` if `attention_backend` asks for what cannot run here.
 
@@ -198,41 +158,29 @@ def _resolve(
 ) -> tuple[ResolvedConfig, Buckets, CacheLayout]:
     """Every setting that was left open, from the model, the platform and the memory; and what follows from them."""
     on_cpu = devices.flat[0].platform == "cpu"
-    sizes = CPU_SIZES if on_cpu else GPU_SIZES
-    max_num_seqs = config.max_num_seqs or sizes.max_num_seqs
-    max_num_batched_tokens = config.max_num_batched_tokens or sizes.max_num_batched_tokens
-    max_model_len = config.max_model_len or model.max_position_embeddings
-    if max_model_len > model.max_position_embeddings:
-        raise InputError(
-            f"max_model_len={max_model_len} is more than the {model.max_position_embeddings} positions "
-            "that this model was made for; lower it"
-        )
+    defaults = ON_CPU if on_cpu else ON_GPU
 
-    def buckets() -> Buckets:
-        return Buckets.of(
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=min(max_num_batched_tokens, max_model_len * max_num_seqs),
-            max_model_len=max_model_len,
-            page_size=config.page_size,
+    def sizes(config: EngineConfig) -> Sizes:
+        return sizes_of(
+            config,
+            model,
+            dtype,
+            defaults,
             min_decode_rows=1 if products_run_natively(dtype, devices) else MIN_DECODE_ROWS,
             smallest_tile=1 if on_cpu else TILE_SIZE,  # kernels take whole tiles only
             mixed=mixed,
         )
 
-    layout = CacheLayout.of(
-        [kind.window for kind in model.layer_kinds],
-        page_size=config.page_size,
-        max_step_tokens=buckets().prefill[-1].tokens,
-        max_model_len=max_model_len,
-    )
+    asked = sizes(config)
+    layout, max_model_len = asked.layout, asked.max_model_len
     num_pages = config.num_pages or plan_pages(
-        page_bytes=page_bytes(model, layout, dtype),
-        wanted=max_num_seqs * layout.pages_of(max_model_len),
+        page_bytes=asked.page_bytes,
+        wanted=asked.wanted_pages,
         device=devices.flat[0],
         devices=devices.size,
         utilization=config.gpu_memory_utilization,
         weight_bytes=array_bytes(shapes),
-        working_bytes=working_bytes(model, buckets(), dtype.itemsize),
+        working_bytes=asked.working_bytes,
     )
     if layout.pages_of(max_model_len) > num_pages:
         held = layout.longest_within(num_pages, max_model_len)
@@ -246,9 +194,10 @@ def _resolve(
     chosen = {
         "dtype": dtype.name,
         "max_model_len": max_model_len,
-        "max_num_seqs": max_num_seqs,
-        "max_num_batched_tokens": max_num_batched_tokens,
-        "max_decode_steps": config.max_decode_steps or sizes.max_decode_steps,
+        "max_num_seqs": asked.max_num_seqs,
+        "max_num_batched_tokens": asked.max_num_batched_tokens,
+        "max_decode_steps": config.max_decode_steps or defaults.max_decode_steps,
         "num_pages": num_pages,
     }
-    return ResolvedConfig(**(dataclasses.asdict(config) | chosen)), buckets(), layout
+    resolved = ResolvedConfig(**(dataclasses.asdict(config) | chosen))
+    return resolved, sizes(resolved).buckets, layout

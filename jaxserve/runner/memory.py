@@ -82,7 +82,8 @@ def plan_pages(
     """
     stats = _stats(device)
     if stats is None:
-        budget = min(_CPU_CACHE_BYTES, _host_bytes() // 4)
+        weight_bytes = working_bytes = 0
+        memory = min(_CPU_CACHE_BYTES, _host_bytes() // 4)
     else:
         reserved = stats["bytes_limit"]
         asked = int(reserved / _reserved_share() * utilization)
@@ -93,15 +94,27 @@ def plan_pages(
                 "else uses JAX",
                 stacklevel=2,
             )
-        budget = min(asked, reserved - stats["bytes_in_use"]) * devices - weight_bytes - working_bytes
-    fitting = budget // page_bytes
-    if fitting < 1:
+        memory = min(asked, reserved - stats["bytes_in_use"]) * devices
+    pages = pages_within(
+        memory, page_bytes=page_bytes, wanted=wanted, weight_bytes=weight_bytes, working_bytes=working_bytes
+    )
+    if pages < 1:
         raise InputError(
             f"no page of {page_bytes / 2**20:.1f} MiB fits beside {weight_bytes / _GIB:.1f} GiB of weights and "
             f"{working_bytes / _GIB:.1f} GiB of working memory; use more devices or a smaller model, "
             "or raise gpu_memory_utilization"
         )
-    return min(wanted, fitting)
+    return pages
+
+
+def pages_within(memory: int, *, page_bytes: int, wanted: int, weight_bytes: int, working_bytes: int) -> int:
+    """As many of the `wanted` pages as `memory` holds beside the rest; below 1 if none. Bytes are over all devices."""
+    return min(wanted, (memory - weight_bytes - working_bytes) // page_bytes)
+
+
+def step_weight_bytes(config: ModelConfig, weights: Any) -> int:
+    """Bytes of the parameters that every step reads: all but an untied embedding table, of which it reads rows."""
+    return array_bytes(weights) - (0 if config.tie_word_embeddings else array_bytes(weights["embedding"]))
 
 
 def check_state(state: Any, weights: Any, devices: np.ndarray, *, num_pages: int, max_num_seqs: int) -> None:

@@ -16,7 +16,7 @@ from jaxserve.runner.buckets import Buckets, PrefillBucket
 from jaxserve.runner.cache_layout import CacheLayout
 from jaxserve.runner.compilation import compile_all
 from jaxserve.runner.kv_cache import KVCache
-from jaxserve.runner.memory import array_bytes, check_state, too_large
+from jaxserve.runner.memory import array_bytes, check_state, step_weight_bytes, too_large
 from jaxserve.runner.program_cache import ProgramCache
 from jaxserve.runner.programs import DeviceState, Programs, SlotState
 from jaxserve.runner.step_batch import (
@@ -59,7 +59,7 @@ class Runner:
     ):
         self._shapes, self._weights_tree = jax.tree.flatten(shapes)
         self._weights: list[jax.Array] = []
-        self._unread_bytes = 0 if config.tie_word_embeddings else array_bytes(shapes["embedding"])
+        self.weight_bytes_per_step = step_weight_bytes(config, shapes)
         self._config = config
         self._buckets, self._layout = buckets, layout
         self._mesh = mesh
@@ -146,11 +146,6 @@ class Runner:
             find = self._compiled[LogprobRows, bucket.tokens]
             result = result._replace(prompt_logprobs=find(self._weights, hidden, arrays.next_token_ids))
         return result
-
-    @property
-    def weight_bytes_per_step(self) -> int:
-        """Bytes of the parameters that every step reads: all but an untied embedding table, of which it reads rows."""
-        return array_bytes(self._shapes) - self._unread_bytes
 
     @property
     def temporary_bytes(self) -> int | None:

@@ -131,9 +131,10 @@ def cases(clock: Clock, known: dict[str, float], folder: Path) -> Iterator[Case]
     )
     yield Case(START, "everything in the compile cache", run.start, limit=400)
     run.close()
+    fewer = run.sizes.fewer()
     for kind in KINDS:
-        run = _Run(run.sizes.fewer(), clock, best, folder, quantization=kind)
-        for batch, context in run.sizes.decode:
+        run = _Run(fewer, clock, best, folder, quantization=kind)
+        for batch, context in fewer.decode:
             name = f"{kind} weights, batch {batch}, context {context:,}"
             yield Case(DECODE, name, partial(run.decode_step, batch, context), limit=400)  # the first starts the engine
         run.close()

@@ -1,6 +1,5 @@
 """Weights in eight bits: made while a checkpoint is read, or read as other tools have made them, on any mesh."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from jaxserve import LLM
 from jaxserve.checkpoint.convert import convert
 from jaxserve.checkpoint.model_files import find_model
-from jaxserve.checkpoint.safetensors_files import map_file
 from jaxserve.errors import InputError
+from tests.checkpoint.test_huggingface import WEIGHTS, change_config, change_weights
 from tests.conftest import SMALL
 from tests.models import dense
 from tests.models.cases import prompts, write_checkpoint
@@ -25,7 +24,6 @@ from tests.models.cases import prompts, write_checkpoint
 CASE = "qwen2.5-tied"  # one KV head, which more devices repeat
 DTYPES = {"int8": np.dtype(np.int8), "fp8": np.dtype(ml_dtypes.float8_e4m3fn)}
 TYPES = {"int8": ("int", "int-quantized"), "fp8": ("float", "float-quantized")}
-WEIGHTS = "model.safetensors"
 
 # What checkpoints hold apart and fused, with biases, with norms elsewhere, in heads of odd sizes.
 LAYOUTS = ["llama-2", "qwen3-group-3-head-128", CASE, "phi-3-window", "glm-4", "gemma-2", "olmo-2"]
@@ -49,11 +47,7 @@ def is_linear(name: str) -> bool:
 
 
 def change(directory: Path, config: dict[str, Any], tensors: dict[str, np.ndarray | None]) -> Path:
-    path = directory / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | config))
-    changed = {name: np.array(tensor) for name, tensor in map_file(directory / WEIGHTS).items()} | tensors
-    save_file({name: tensor for name, tensor in changed.items() if tensor is not None}, directory / WEIGHTS)
-    return directory
+    return change_weights(change_config(directory, **config), **tensors)
 
 
 def compressed(kind: str, **changes: Any) -> dict[str, Any]:

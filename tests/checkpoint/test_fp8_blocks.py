@@ -1,6 +1,5 @@
 """Checkpoints in FP8 with a scale for every block: unpacked as they are read, in every part of a model."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,13 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from jaxserve.checkpoint.fp8_blocks import unpacked
-from jaxserve.checkpoint.safetensors_files import map_file
 from jaxserve.errors import InputError
+from tests.checkpoint.test_huggingface import WEIGHTS, change_config, change_weights
 from tests.models import dense
 from tests.models.cases import prompts, write_checkpoint
 
 FP8 = ml_dtypes.float8_e4m3fn
 BLOCK = (24, 40)  # which divides no size, so that the last blocks are cut off
-WEIGHTS = "model.safetensors"
 LAYER = "model.layers.1.mlp.down_proj.weight"
 
 
@@ -57,8 +55,7 @@ def write_blocks(case: str, directory: Path) -> tuple[Path, Path]:
         same[name] = inside[name].astype(np.float32) * spread
     for path, tensors, changes in ((packed, inside, config()), (plain, same, {})):
         save_file(tensors, path / WEIGHTS)
-        file = path / "config.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+        change_config(path, **changes)
     return packed, plain
 
 
@@ -114,15 +111,13 @@ def test_a_config_that_means_something_else_is_refused_by_its_field(
     changes: dict[str, Any], told: str, tmp_path: Path
 ) -> None:
     packed, _ = write_blocks("llama-2", tmp_path)
-    file = packed / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | config(**changes)))
+    change_config(packed, **config(**changes))
     with pytest.raises(InputError, match=told):
         dense.load(packed)
 
 
 def test_a_missing_scale_is_refused_by_name(tmp_path: Path) -> None:
     packed, _ = write_blocks("llama-2", tmp_path)
-    kept = {name: np.array(tensor) for name, tensor in map_file(packed / WEIGHTS).items() if LAYER not in name}
-    save_file(kept | {LAYER: np.array(map_file(packed / WEIGHTS)[LAYER])}, packed / WEIGHTS)
+    change_weights(packed, **{f"{LAYER}_scale_inv": None})
     with pytest.raises(InputError, match=f"no tensor '{LAYER}_scale_inv'"):
         dense.load(packed)

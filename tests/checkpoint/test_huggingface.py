@@ -14,6 +14,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from jaxserve.checkpoint.huggingface import save_weights
+from jaxserve.checkpoint.safetensors_files import map_file
 from jaxserve.errors import InputError
 from jaxserve.models.registry import ARCHITECTURES
 from tests.models import dense
@@ -47,7 +48,8 @@ def change_config(directory: Path, **fields: Any) -> Path:
 
 def change_weights(directory: Path, **tensors: np.ndarray | None) -> Path:
     """Replace or add `tensors`; None removes one."""
-    changed = load_file(directory / WEIGHTS) | tensors
+    kept = {name: np.array(tensor) for name, tensor in map_file(directory / WEIGHTS).items()}
+    changed = kept | tensors
     save_file({name: tensor for name, tensor in changed.items() if tensor is not None}, directory / WEIGHTS)
     return directory
 

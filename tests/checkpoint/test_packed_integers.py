@@ -1,6 +1,5 @@
 """Checkpoints of GPTQ, AWQ and compressed-tensors in four and eight bits: unpacked as they are read."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,10 @@ from safetensors.numpy import load_file, save_file
 
 from jaxserve.checkpoint.safetensors_files import map_file
 from jaxserve.errors import InputError
+from tests.checkpoint.test_huggingface import WEIGHTS, change_config, change_weights
 from tests.models import dense
 from tests.models.cases import prompts, write_checkpoint
 
-WEIGHTS = "model.safetensors"
 CASE = "qwen3-tied-group-8-head-64"
 LAYER = "model.layers.1.mlp.down_proj"
 
@@ -130,18 +129,7 @@ def write(case: str, config: dict[str, Any], directory: Path) -> tuple[Path, Pat
             same[name] = inside[name] = weight
     for path, tensors in zip(paths, (inside, same), strict=True):
         save_file(tensors, path / WEIGHTS)
-    change_config(paths[0], config)
-    return paths[0], paths[1]
-
-
-def change_config(directory: Path, config: dict[str, Any]) -> None:
-    file = directory / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization_config": config}))
-
-
-def change_tensors(directory: Path, tensors: dict[str, np.ndarray | None]) -> None:
-    changed = {name: np.array(tensor) for name, tensor in map_file(directory / WEIGHTS).items()} | tensors
-    save_file({name: tensor for name, tensor in changed.items() if tensor is not None}, directory / WEIGHTS)
+    return change_config(paths[0], quantization_config=config), paths[1]
 
 
 def assert_equal_logits(found: Any, expected: Any, case: str = CASE) -> None:
@@ -170,7 +158,7 @@ def test_every_part_of_a_model_and_every_mesh_gets_them(case: str, config: str, 
     directory, plain = write(case, CONFIGS[config], tmp_path)
     if case == "qwen2.5-tied":  # the tools' own zeros took their place
         biases = {name: b for name, b in load_file(plain / WEIGHTS).items() if name.endswith("_proj.bias")}
-        change_tensors(directory, biases)
+        change_weights(directory, **biases)
     assert_equal_logits(dense.load(directory, devices), dense.load(plain, devices), case)
 
 
@@ -201,7 +189,7 @@ def test_a_config_that_is_not_built_or_means_others_is_refused(
     config: dict[str, Any], told: str, tmp_path: Path
 ) -> None:
     directory, _ = write(CASE, GPTQ, tmp_path)
-    change_config(directory, config)
+    change_config(directory, quantization_config=config)
     with pytest.raises(InputError, match=told) as refused:
         dense.load(directory)
     assert "\n" not in str(refused.value)
@@ -225,6 +213,6 @@ def test_tensors_that_do_not_belong_together_are_refused_by_name(
     for name, tensor in tensors.items():
         if isinstance(tensor, str):
             tensors = {name: np.full_like(map_file(directory / WEIGHTS)[name], 99)}
-    change_tensors(directory, tensors)
+    change_weights(directory, **tensors)
     with pytest.raises(InputError, match=told):
         dense.load(directory)

@@ -18,6 +18,7 @@ from jaxserve.models.config import ModelConfig
 from jaxserve.models.registry import model_config
 from jaxserve.runner.cache_layout import CacheLayout
 from jaxserve.runner.memory import plan_pages
+from scripts.gpu.engine import QWEN3_8B
 
 BF16 = jnp.dtype(jnp.bfloat16)
 LAYERS = 36
@@ -26,28 +27,11 @@ IN_LINEAR_LAYERS = LAYERS * (4096 * 6144 + 4096 * 4096 + 3 * 4096 * 12_288)
 OUTPUTS = LAYERS * (6144 + 4096 + 2 * 12_288 + 4096)
 PAGE = 64 * LAYERS * 2 * 8 * 128 * 2  # positions, layers, keys and values, heads, numbers, bytes
 
-HF_8B = {
-    "architectures": ["Qwen3ForCausalLM"],
-    "model_type": "qwen3",
-    "dtype": "bfloat16",
-    "vocab_size": 151_936,
-    "hidden_size": 4096,
-    "intermediate_size": 12_288,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "max_position_embeddings": 40_960,
-    "rms_norm_eps": 1e-6,
-    "hidden_act": "silu",
-    "tie_word_embeddings": False,
-}
-
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("Qwen3-8B")
-    (directory / "config.json").write_text(json.dumps(HF_8B))
+    (directory / "config.json").write_text(json.dumps(QWEN3_8B))
     return directory
 
 

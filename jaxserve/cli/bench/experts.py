@@ -38,22 +38,16 @@ def run(arguments: argparse.Namespace) -> None:
     import numpy as np
     from flax import nnx
 
-    from jaxserve.checkpoint.huggingface import read_config
-    from jaxserve.checkpoint.model_files import find_model
     from jaxserve.cli.bench.session import write_report
-    from jaxserve.config import DEMO_MODEL
-    from jaxserve.engine.startup import serving_dtype
+    from jaxserve.engine.served_model import served_model
     from jaxserve.models.moe import MoEConfig, make_moe
-    from jaxserve.models.registry import model_config
     from jaxserve.parallel.mesh import make_mesh, parameter_shardings
 
     settings = engine_config(arguments, _FLAGS)
-    files = find_model(settings.model or str(DEMO_MODEL), revision=settings.revision, with_weights=False)
-    hf = read_config(files.config)
-    config = model_config(hf)
+    files, _, config, dtype = served_model(settings, with_weights=False)
     if not isinstance(config, MoEConfig):
         raise InputError(f"{files.name} is a {config.architecture} without experts; give --model of one that has them")
-    mesh, dtype = make_mesh(settings.tensor_parallel_size), serving_dtype(settings.dtype, hf) or jnp.dtype("bfloat16")
+    mesh = make_mesh(settings.tensor_parallel_size)
     config.over_tensor_axis(settings.tensor_parallel_size)
     graph, shapes = nnx.split(nnx.eval_shape(lambda: make_moe(config, dtype=dtype, rngs=nnx.Rngs(0))))
     leaves, tree = jax.tree.flatten(shapes)

@@ -38,19 +38,14 @@ def parser() -> Parser:
 def run(arguments: argparse.Namespace) -> None:
     import jax  # on demand, as everything that it comes with
 
-    from jaxserve.checkpoint.huggingface import abstract_model, read_config
-    from jaxserve.checkpoint.model_files import find_model
+    from jaxserve.checkpoint.huggingface import abstract_model
     from jaxserve.cli.bench.session import write_report
-    from jaxserve.config import DEMO_MODEL
-    from jaxserve.engine.startup import quantised, serving_dtype
-    from jaxserve.models.registry import model_config
+    from jaxserve.engine.served_model import served_model
     from jaxserve.parallel.mesh import make_mesh
 
     config = engine_config(arguments, _FLAGS)
-    files = find_model(config.model or str(DEMO_MODEL), revision=config.revision, hf_config_path=config.hf_config_path)
-    hf = read_config(files.config)
-    model, mesh = quantised(model_config(hf), config.quantization), make_mesh(config.tensor_parallel_size)
-    dtype = serving_dtype(config.dtype, hf)
+    files, _, model, dtype = served_model(config, with_weights=True)
+    mesh = make_mesh(config.tensor_parallel_size)
     weights = sorted(files.weights.glob("*.safetensors"))
     if not weights:
         raise InputError(f"{files.weights} holds no safetensors files; give a HuggingFace model directory")

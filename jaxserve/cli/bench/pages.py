@@ -45,22 +45,15 @@ def parser() -> Parser:
 def run(arguments: argparse.Namespace) -> None:
     from rich.console import Console  # on demand, as JAX comes with these
 
-    from jaxserve.checkpoint.huggingface import read_config
-    from jaxserve.checkpoint.model_files import find_model
     from jaxserve.cli.bench.report import table_of
     from jaxserve.cli.bench.session import write_report
-    from jaxserve.config import DEMO_MODEL
-    from jaxserve.engine.startup import serving_dtype
+    from jaxserve.engine.served_model import served_model
     from jaxserve.errors import InputError
-    from jaxserve.models.registry import model_config
     from jaxserve.runner.cache_layout import CacheLayout
     from jaxserve.runner.kv_cache import page_bytes
 
     config = EngineConfig.from_settings(_FLAGS.given(arguments))
-    where = {"revision": config.revision, "hf_config_path": config.hf_config_path}
-    files = find_model(config.model or str(DEMO_MODEL), **where, with_weights=False)
-    hf = read_config(files.config)
-    model, dtype = model_config(hf), serving_dtype(config.dtype, hf)
+    files, _, model, dtype = served_model(config, with_weights=False)
     lengths = [length for length in arguments.length if length <= model.max_position_embeddings]
     if not lengths:
         raise InputError(
