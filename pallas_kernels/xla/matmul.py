@@ -10,9 +10,9 @@ def matmul_nk(x: jax.Array, weight: jax.Array) -> jax.Array:
     The weight stays two-dimensional: XLA copies a weight with split output axes on every call. One of eight bits is
     widened to `x`'s dtype: on a GPU within the product, on a CPU before it.
     """
-    # TF32 would cost a float32 model the exactness that it was chosen for.
-    precision = jax.lax.Precision.HIGHEST if weight.dtype == jnp.float32 else None
     if weight.dtype.itemsize == 1:
         weight = weight.astype(x.dtype)
+    # TF32 would cost a float32 model the exactness that it was chosen for.
+    precision = jax.lax.Precision.HIGHEST if weight.dtype == jnp.float32 else None
     contract = (((x.ndim - 1,), (1,)), ((), ()))
     return jax.lax.dot_general(x, weight, contract, precision=precision, preferred_element_type=jnp.float32)

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 
 from jaxserve.layers.linear import Linear
 from jaxserve.layers.quantisation import KINDS, rounded, scales
+from pallas_kernels.matmul import matmul_nk
 
 
 @st.composite
@@ -55,6 +56,12 @@ def test_compiled_programs_round_as_numpy_does(kind: str, weight: np.ndarray) ->
     np.testing.assert_array_equal(
         np.asarray(numbers).view(np.uint8), rounded(weight, np.asarray(scale), kind, np).view(np.uint8)
     )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_float32_rows_are_multiplied_in_full_precision_whatever_the_weight_is_kept_in(kind: str) -> None:
+    x, weight = jnp.ones((3, 8), jnp.float32), jnp.ones((4, 8), KINDS[kind].dtype)
+    assert "HIGHEST" in jax.jit(matmul_nk).lower(x, weight).as_text()
 
 
 @pytest.mark.parametrize("kind", KINDS)
