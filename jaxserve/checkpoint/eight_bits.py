@@ -24,13 +24,12 @@ def _rounded(kind: str, parts: list[np.ndarray], columns: range) -> np.ndarray:
         return rounded(whole[..., columns.start : columns.stop], scales(whole, kind, np), kind, np)
 
 
-def tensor(files: SafetensorsDirectory, name: str, stored: nnx.Variable) -> tuple[Any, list[str]]:
-    """What the checkpoint has for a parameter, and the names of the tensors used.
+def tensor(files: SafetensorsDirectory, name: str, part: EightBits | None) -> tuple[Any, list[str]]:
+    """What the checkpoint has for a parameter, which is that `part` of a weight in eight bits, and the tensors' names.
 
     Weights in eight bits lie in it with `weight_scale` beside each `weight`, one for every row or for all, as
     compressed-tensors writes them; of others they are made.
     """
-    part = eight_bits(stored)
     if part is None:
         return files.tensor(name), [name]
     weight_name = name.removesuffix("_scale")

@@ -6,13 +6,13 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxserve.checkpoint import eight_bits
 from jaxserve.checkpoint.filling import assign
@@ -23,11 +23,12 @@ from jaxserve.checkpoint.placement import Plan, place
 from jaxserve.checkpoint.safetensors_files import SINGLE_FILE, SafetensorsDirectory, write_file
 from jaxserve.checkpoint.stacks import stacked_tensors, unstack
 from jaxserve.errors import InputError
-from jaxserve.layers.linear import Stack
+from jaxserve.layers.linear import EightBits, Stack
+from jaxserve.layers.linear import eight_bits as eight_bits_of
 from jaxserve.models.config import Fp8Blocks, ModelConfig
 from jaxserve.models.decoder import Decoder
 from jaxserve.models.registry import ARCHITECTURES, make_model, model_class
-from jaxserve.parallel.mesh import TENSOR, parameter_shardings
+from jaxserve.parallel.mesh import TENSOR
 
 # Tensors that checkpoints carry and no model needs.
 _DERIVED = re.compile(r"rotary_emb\.inv_freq$")
@@ -62,16 +63,43 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise InputError(f"{path} does not describe a {given['model_type']} model ({reason}); correct it") from error
 
 
+class _Parameter(NamedTuple):
+    """An array that the model is to have, and how a checkpoint holds it: see `Linear` and `Stack`."""
+
+    path: tuple[Any, ...]
+    names: list[str]
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    partition: PartitionSpec
+    parts: tuple[int, ...]
+    stack: Stack | None
+    eight_bits: EightBits | None
+
+
+class _Abstract(NamedTuple):
+    graph: nnx.GraphDef
+    state: nnx.State
+    tree: jax.tree_util.PyTreeDef  # the state's
+    parameters: list[_Parameter]  # in the order of its leaves
+
+
 def abstract_model(config: ModelConfig, dtype: jnp.dtype) -> tuple[nnx.GraphDef, nnx.State]:
     """The model's structure, and its parameters as shapes only."""
-    graph, state = _abstract_model(config, dtype)
+    graph, state, *_ = _abstract_model(config, dtype)
     return graph, jax.tree.map(lambda shape: shape, state)
 
 
 @functools.lru_cache(maxsize=8)  # a start asks for it three times, and it takes as long as reading half a gigabyte
-def _abstract_model(config: ModelConfig, dtype: jnp.dtype) -> tuple[nnx.GraphDef, nnx.State]:
-    model = nnx.eval_shape(lambda: make_model(config, dtype=dtype, rngs=nnx.Rngs(0)))
-    return nnx.split(model)
+def _abstract_model(config: ModelConfig, dtype: jnp.dtype) -> _Abstract:
+    graph, state = nnx.split(nnx.eval_shape(lambda: make_model(config, dtype=dtype, rngs=nnx.Rngs(0))))
+    model = model_class(config)
+    parameters = []
+    for path, variable in nnx.to_flat_state(state):
+        own = variable.get_metadata()
+        rules = own["partition"], own["parts"], own.get("stacked"), eight_bits_of(variable)
+        names = _hf_names(model, path)
+        parameters.append(_Parameter(path, names, variable.shape, np.dtype(variable.dtype), *rules))
+    return _Abstract(graph, state, jax.tree.structure(state), parameters)
 
 
 def load_weights(
@@ -86,20 +114,16 @@ def load_weights(
     Without a `dtype`, every parameter keeps its tensors' own. Raises `InputError` that names the file or the tensor
     with its expected and found shapes. `on_bytes` is told how many bytes of how many are in place.
     """
-    on_mesh = config.over_tensor_axis(mesh.shape[TENSOR])
-    graph, state = _abstract_model(on_mesh, dtype or jnp.dtype(jnp.float32))  # nothing here changes it
-    targets = stored = dict(nnx.to_flat_state(state))
-    if on_mesh != config:
-        stored = dict(nnx.to_flat_state(_abstract_model(config, dtype or jnp.dtype(jnp.float32))[1]))
-    shardings = dict(nnx.to_flat_state(parameter_shardings(mesh, state)))
+    model = _abstract_model(config.over_tensor_axis(mesh.shape[TENSOR]), dtype or jnp.dtype(jnp.float32))
+    unrepeated = _abstract_model(config, dtype or jnp.dtype(jnp.float32))
+    sharding_of = functools.cache(lambda partition: NamedSharding(mesh, partition))
     files = _files(directory, config)
     used, plans = set(), []
-    for path, variable in stored.items():
-        target, names = targets[path], _hf_names(model_class(config), path)
-        sources, kinds, own = _sources(files, names, variable, target)
+    for stored, target in zip(unrepeated.parameters, model.parameters, strict=True):
+        sources, kinds, own = _sources(files, stored, target)
         used.update(own)
         kind = target.dtype if dtype else np.result_type(*kinds)
-        plans.append(Plan(target.shape, np.dtype(kind), shardings[path], sources))
+        plans.append(Plan(target.shape, kind, sharding_of(target.partition), sources))
     surplus = [name for name in files.names() if name not in used and not _DERIVED.search(name)]
     surplus = [name for name in surplus if not name.startswith(config.unused_tensors)]
     if config.quantization is not None:
@@ -113,10 +137,7 @@ def load_weights(
             f"{directory} holds {surplus[0]!r}, first of {len(surplus)} that {config.architecture} has no place for; "
             "its config.json and its weights do not belong together"
         )
-    arrays = place(plans, on_bytes)
-    return graph, nnx.from_flat_state(
-        [(path, targets[path].replace(array)) for path, array in zip(stored, arrays, strict=True)]
-    )
+    return model.graph, jax.tree.unflatten(model.tree, place(plans, on_bytes))
 
 
 def _files(directory: Path, config: ModelConfig) -> SafetensorsDirectory:
@@ -134,27 +155,26 @@ def save_weights(model: Decoder, directory: Path, dtype: jnp.dtype | None = jnp.
     if the file cannot be written, and then there is none.
     """
     parameters = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
-    stored = nnx.to_flat_state(abstract_model(model.config.stored, jnp.dtype(jnp.float32))[1])
-    names = {path: _hf_names(type(model), path) for path, _ in stored}
-    kinds = {path: np.dtype(dtype or parameters[path].dtype) for path, _ in stored}
-    single = [(path, variable) for path, variable in stored if variable.get_metadata().get("stacked") is None]
+    stored = _abstract_model(model.config.stored, jnp.dtype(jnp.float32)).parameters
+    kinds = {own.path: np.dtype(dtype or parameters[own.path].dtype) for own in stored}
+    single = [own for own in stored if own.stack is None]
     shapes = {
-        name: (kinds[path], shape)
-        for path, variable in single
-        for name, shape in zip(names[path], _stored_shapes(variable, len(names[path])), strict=True)
+        name: (kinds[own.path], shape)
+        for own in single
+        for name, shape in zip(own.names, _stored_shapes(own), strict=True)
     }
     stacked: dict[str, np.ndarray] = {}
-    for path, variable in stored:
-        if (stack := variable.get_metadata().get("stacked")) is not None:
-            rows = np.asarray(parameters[path][...]).astype(kinds[path])
-            _take_apart(stacked, names[path], variable.get_metadata()["parts"], stack, rows)
+    for own in stored:
+        if own.stack is not None:
+            rows = np.asarray(parameters[own.path][...]).astype(kinds[own.path])
+            _take_apart(stacked, own.names, own.parts, own.stack, rows)
 
     def tensors() -> Iterator[np.ndarray]:
-        for path, variable in single:
-            fused = np.asarray(parameters[path][...])
-            found = [np.empty(shapes[name][1], shapes[name][0]) for name in names[path]]
-            parts = variable.get_metadata()["parts"], parameters[path].get_metadata()["parts"]
-            sources = _parts(names[path], found, variable.shape, *parts)
+        for own in single:
+            parameter = parameters[own.path]
+            fused = np.asarray(parameter[...])
+            found = [np.empty(shapes[name][1], shapes[name][0]) for name in own.names]
+            sources = _parts(own.names, found, own.shape, own.parts, parameter.get_metadata()["parts"])
             for _, part, rows in overlaps(sources, fused.shape, (slice(None),) * fused.ndim, fused):
                 assign(rows, part)
             yield from found
@@ -195,28 +215,27 @@ def _hf_names(model: type[Decoder], path: tuple) -> list[str]:
     return [f"{name.format(*numbers)}.{leaf}" for name in model.HF_NAMES[pattern]]
 
 
-def _stored_shapes(stored: nnx.Variable, count: int) -> list[tuple[int, ...]]:
-    """The shapes of the `count` tensors that make up a parameter; one alone has all parts, one after the other."""
-    parts = stored.get_metadata()["parts"]
-    blocks = stored.shape[0] // sum(parts) if len(parts) > 1 else 1
-    rows = [blocks * part for part in parts]
-    return [(height, *stored.shape[1:]) for height in ([sum(rows)] if count == 1 else rows)]
+def _stored_shapes(stored: _Parameter) -> list[tuple[int, ...]]:
+    """The shapes of the tensors that make up a parameter; one alone has all parts, one after the other."""
+    blocks = stored.shape[0] // sum(stored.parts) if len(stored.parts) > 1 else 1
+    rows = [blocks * part for part in stored.parts]
+    return [(height, *stored.shape[1:]) for height in ([sum(rows)] if len(stored.names) == 1 else rows)]
 
 
 def _sources(
-    files: SafetensorsDirectory, names: list[str], stored: nnx.Variable, target: nnx.Variable
+    files: SafetensorsDirectory, stored: _Parameter, target: _Parameter
 ) -> tuple[Sources, list[np.dtype], list[str]]:
     """What `target` is made of, with the dtypes and names of the tensors; `stored` is the parameter unrepeated."""
-    parts = stored.get_metadata()["parts"], target.get_metadata()["parts"]
-    stack = stored.get_metadata().get("stacked")
-    if stack is None:
-        read = [eight_bits.tensor(files, name, stored) for name in names]
+    if stored.stack is None:
+        read = [eight_bits.tensor(files, name, stored.eight_bits) for name in stored.names]
         tensors, own = [tensor for tensor, _ in read], [name for _, used in read for name in used]
-        return _parts(names, tensors, stored.shape, *parts), [tensor.dtype for tensor in tensors], own
-    found = [stacked_tensors(files, name, stack, stored.shape) for name in names]
+        sources: Sources = _parts(stored.names, tensors, stored.shape, stored.parts, target.parts)
+        return sources, [tensor.dtype for tensor in tensors], own
+    found = [stacked_tensors(files, name, stored.stack, stored.shape) for name in stored.names]
     entries = list(zip(*(rows for rows, _ in found), strict=True))
+    parts = stored.shape[1:], stored.parts, target.parts
     sources = [
-        _parts([name.format(entry) for name in names], list(tensors), stored.shape[1:], *parts)
+        _parts([name.format(entry) for name in stored.names], list(tensors), *parts)
         for entry, tensors in enumerate(entries)
     ]
     return sources, [rows.dtype for rows in entries[0]], [name for _, own in found for name in own]
