@@ -104,6 +104,9 @@ class EngineConfig(Settings):
         f"keep the weights of linear layers in eight bits, with a scale for every output: {', '.join(QUANTIZATIONS)}; "
         "as the checkpoint has them if left out",
     )
+    lora_modules: tuple[str, ...] = setting(
+        (), "LoRA adapter that requests may name, as name=directory or name=hub id, in the format that PEFT saves"
+    )
     max_model_len: int | None = setting(
         None, "most tokens of prompt and completion together; the model's own limit if left out"
     )

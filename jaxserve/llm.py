@@ -26,6 +26,7 @@ from jaxserve.progress import ProgressBars
 from jaxserve.sampling_params import SamplingParams
 
 Message = dict[str, Any]
+Adapter = str | Sequence[str | None] | None  # by name, one for all prompts or one for each
 
 
 class LLM:
@@ -52,15 +53,17 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         priority: int | Sequence[int] = 0,
+        adapter: Adapter = None,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
         """The completions of each prompt, in the prompts' order.
 
         A prompt is a string, `{"prompt": text}` or `{"prompt_token_ids": [...]}`. One `SamplingParams` serves all
         prompts, or give one for each; without any, the model's recommended ones. Requests of lower `priority` values
-        run first. `use_tqdm=False` shows no bar. `InputError` if any prompt cannot be served, and then none has run.
+        run first. `adapter` is the name of one of `lora_modules`, or a list with a name or None for each prompt.
+        `use_tqdm=False` shows no bar. `InputError` if any prompt cannot be served, and then none has run.
         """
-        ids = self._add(_several(prompts, "prompts"), sampling_params, priority, stream=False)
+        ids = self._add(_several(prompts, "prompts"), sampling_params, priority, adapter, stream=False)
         outputs: dict[str, RequestOutput] = {}
         finished = 0
         with ProgressBars(enabled=self._progress and use_tqdm) as bars:
@@ -71,9 +74,11 @@ class LLM:
                     bars("requests", finished, len(ids))
         return [outputs[request_id] for request_id in ids]
 
-    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[RequestOutput]:
+    def stream(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, adapter: str | None = None
+    ) -> Iterator[RequestOutput]:
         """What each step adds to one prompt's completions, as it comes. Closing the iterator aborts the request."""
-        return self._deltas(self._add([prompt], sampling_params, 0, stream=True))
+        return self._deltas(self._add([prompt], sampling_params, 0, adapter, stream=True))
 
     def chat(
         self,
@@ -85,13 +90,14 @@ class LLM:
         tool_choice: Choice = "auto",
         parallel_tool_calls: bool = True,
         chat_template_kwargs: dict[str, Any] | None = None,
+        adapter: Adapter = None,
     ) -> list[RequestOutput]:
         """The answers to one conversation or several, rendered with the model's own chat template.
 
         Each output has a `message` in OpenAI's shape, with `reasoning_content` and `tool_calls` where there are any,
         which the conversation can go on with; its `text` is all that the model wrote. Structured outputs bind the
         answer behind the thinking. `tool_choice` is in OpenAI's forms. `chat_template_kwargs` are what `render_chat`
-        takes, such as `{"enable_thinking": False}`.
+        takes, such as `{"enable_thinking": False}`. `adapter` is as in `generate`.
         """
         if not isinstance(messages, Sequence):
             raise InputError(
@@ -103,7 +109,7 @@ class LLM:
         prompts = [self._chat_prompt(m, called, chat_template_kwargs) for m in conversations]
         given = self._params(sampling_params, len(prompts))
         settings = [self._for_answer(prompt, each, called) for prompt, each in zip(prompts, given, strict=True)]
-        outputs = self.generate(prompts, settings, use_tqdm=use_tqdm)
+        outputs = self.generate(prompts, settings, adapter=adapter, use_tqdm=use_tqdm)
         for output, params in zip(outputs, given, strict=True):
             for completion in output.outputs if params.detokenize else ():
                 parser = self._parser(output.prompt_token_ids, params, called)
@@ -119,12 +125,14 @@ class LLM:
         tool_choice: Choice = "auto",
         parallel_tool_calls: bool = True,
         chat_template_kwargs: dict[str, Any] | None = None,
+        adapter: str | None = None,
     ) -> Iterator[RequestOutput]:
         """What each step adds to the answers to one conversation. The `message` is a delta in OpenAI's shape."""
         (params,) = self._params(sampling_params, 1)
         called = Tools.of(tools, tool_choice, parallel=parallel_tool_calls)
         prompt = self._chat_prompt(messages, called, chat_template_kwargs)
-        return self._read(self.stream(prompt, self._for_answer(prompt, params, called)), params, called)
+        deltas = self.stream(prompt, self._for_answer(prompt, params, called), adapter=adapter)
+        return self._read(deltas, params, called)
 
     def embed(
         self,
@@ -132,23 +140,31 @@ class LLM:
         *,
         pooling: str = "mean",
         normalize: bool = True,
+        adapter: Adapter = None,
         use_tqdm: bool = True,
     ) -> list[list[float]]:
         """An embedding of each prompt, as many numbers as the model's hidden states have.
 
         The model's last hidden states, of all tokens' mean or of the last token, at a length of one if `normalize`.
         """
-        outputs = self.generate(prompts, SamplingParams(max_tokens=1, pooling=pooling), use_tqdm=use_tqdm)
+        params = SamplingParams(max_tokens=1, pooling=pooling)
+        outputs = self.generate(prompts, params, adapter=adapter, use_tqdm=use_tqdm)
         found = [output.embedding or [] for output in outputs]
         return [normalised(embedding) for embedding in found] if normalize else found
 
     def score(
-        self, prompts: str | Sequence[str], continuations: str | Sequence[str], *, use_tqdm: bool = True
+        self,
+        prompts: str | Sequence[str],
+        continuations: str | Sequence[str],
+        *,
+        adapter: str | None = None,
+        use_tqdm: bool = True,
     ) -> list[Score]:
         """How likely each continuation is after its prompt; one prompt may have several continuations."""
         texts = paired(_several(prompts, "prompts"), _several(continuations, "continuations"))
         pairs = [scored_tokens(self.engine.inputs.tokenize, *pair) for pair in texts]
-        outputs = self.generate([{"prompt_token_ids": tokens} for tokens, _ in pairs], SCORING, use_tqdm=use_tqdm)
+        scored: list[Prompt] = [{"prompt_token_ids": tokens} for tokens, _ in pairs]
+        outputs = self.generate(scored, SCORING, adapter=adapter, use_tqdm=use_tqdm)
         return [read_score(output, count) for output, (_, count) in zip(outputs, pairs, strict=True)]
 
     def render_chat(
@@ -246,6 +262,7 @@ class LLM:
         prompts: Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         priority: int | Sequence[int],
+        adapter: Adapter,
         *,
         stream: bool,
     ) -> list[str]:
@@ -256,7 +273,9 @@ class LLM:
         for each in priorities:
             if not isinstance(each, int):  # one that does not compare would fail in the middle of a step
                 raise InputError(f"priority is {each!r}; give an integer, or a list with one for each prompt")
-        checked = [self.engine.inputs.check(prompt, each) for prompt, each in zip(prompts, params, strict=True)]
+        adapters = _one_each([adapter] * len(prompts) if isinstance(adapter, str) else adapter, len(prompts), "adapter")
+        given = zip(prompts, params, adapters, strict=True)
+        checked = [self.engine.inputs.check(prompt, each, own) for prompt, each, own in given]
         grammars = [self.engine.grammars.compiled(each) for each in params]
         ids = [str(next(self._ids)) for _ in prompts]
         for request_id, prompt, each, first, grammar in zip(ids, checked, params, priorities, grammars, strict=True):

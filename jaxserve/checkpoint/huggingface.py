@@ -89,6 +89,15 @@ def abstract_model(config: ModelConfig, dtype: jnp.dtype) -> tuple[nnx.GraphDef,
     return graph, jax.tree.map(lambda shape: shape, state)
 
 
+def module_names(config: ModelConfig) -> dict[str, list[str]]:
+    """What a checkpoint calls the modules whose weights each of the model's, such as `layers.0.mlp.gate_up`, fuses."""
+    return {
+        ".".join(map(str, own.path[:-1])): [name.removesuffix(".weight") for name in own.names]
+        for own in _abstract_model(config, jnp.dtype(jnp.float32)).parameters
+        if own.path[-1] == "weight" and own.stack is None
+    }
+
+
 @functools.lru_cache(maxsize=8)  # a start asks for it three times, and it takes as long as reading half a gigabyte
 def _abstract_model(config: ModelConfig, dtype: jnp.dtype) -> _Abstract:
     graph, state = nnx.split(nnx.eval_shape(lambda: make_model(config, dtype=dtype, rngs=nnx.Rngs(0))))

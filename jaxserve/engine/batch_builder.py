@@ -71,6 +71,7 @@ class StepBatchBuilder:
             for group, pages in enumerate(request.pages):
                 arrays.page_table[group, row, : len(pages)] = pages
             _fill_sampling(arrays.sampling, row, request)
+            arrays.adapters[row] = request.adapter
             needs |= Needs(request.needs)
             if request.params.prompt_logprobs is not None:
                 needs |= Needs.PROMPT_LOGPROBS

@@ -16,7 +16,7 @@ from jaxserve.engine.batch_builder import StepBatchBuilder, sampling_needs
 from jaxserve.engine.constraint import Constraint
 from jaxserve.engine.detokenizer import TextStream, TokenBytes
 from jaxserve.engine.grammars import Grammars
-from jaxserve.engine.input_processor import CheckedInput, InputProcessor, Limits
+from jaxserve.engine.input_processor import CheckedInput, InputProcessor
 from jaxserve.engine.meter import Meter
 from jaxserve.engine.pace import Pace
 from jaxserve.engine.page_pool import PagePool, root_key
@@ -90,16 +90,7 @@ class Engine:
         self.config, self.model_config = config, loaded.model_config
         self.tokenizer, self.sampling_defaults = loaded.tokenizer, loaded.sampling_defaults
         self.startup_seconds, self.attention = loaded.seconds, loaded.attention
-        self.inputs = InputProcessor(
-            loaded.tokenizer,
-            Limits(
-                vocab_size=loaded.model_config.vocab_size,
-                max_model_len=config.max_model_len,
-                max_logprobs=min(config.max_logprobs, loaded.model_config.vocab_size),
-                eos_token_ids=loaded.eos_token_ids,
-            ),
-            loaded.chat,
-        )
+        self.inputs = InputProcessor(loaded.tokenizer, loaded.limits, loaded.chat)
         self.grammars = Grammars(
             loaded.tokenizer, vocab_size=loaded.model_config.vocab_size, eos_token_ids=sorted(loaded.eos_token_ids)
         )
@@ -188,7 +179,8 @@ class Engine:
                 priority=priority,
                 stop_token_ids=checked.stop_token_ids,
                 needs=int(sampling_needs(params)),
-                cache_salt=root_key(cache_salt) if cached else None,
+                adapter=checked.adapter,
+                cache_salt=root_key(cache_salt, checked.adapter) if cached else None,
                 constraint=constraints[index],
             )
             group.requests.append(request)

@@ -23,6 +23,7 @@ class CheckedInput(NamedTuple):
     prompt_token_ids: list[int]
     max_tokens: int
     stop_token_ids: frozenset[int]  # end-of-sequence ids included, unless ignored
+    adapter: int = 0  # its number from 1 on; 0: none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Limits:
     max_model_len: int
     max_logprobs: int
     eos_token_ids: frozenset[int]
+    adapters: tuple[str, ...] = ()  # by name
 
 
 class InputProcessor:
@@ -41,7 +43,9 @@ class InputProcessor:
     def __init__(self, tokenizer: Any, limits: Limits, chat: ChatFormat | None):
         self.tokenizer, self.limits, self._chat = tokenizer, limits, chat
 
-    def check(self, prompt: Prompt, params: SamplingParams) -> CheckedInput:
+    def check(self, prompt: Prompt, params: SamplingParams, adapter: str | None = None) -> CheckedInput:
+        """`adapter` is the name of one of the engine's, or None."""
+        number = 0 if adapter is None else self._number(adapter)
         text, token_ids = self._tokens(prompt)
         max_model_len = self.limits.max_model_len
         room = max_model_len - len(token_ids)
@@ -69,7 +73,7 @@ class InputProcessor:
                 Name("min_tokens"),
                 " out",
             )
-        return CheckedInput(text, token_ids, min(room, params.max_tokens or room), stops)
+        return CheckedInput(text, token_ids, min(room, params.max_tokens or room), stops, number)
 
     @property
     def chat(self) -> ChatFormat:
@@ -102,6 +106,13 @@ class InputProcessor:
         for token in token_ids:
             self._check_token(token, "tokens")
         return self.tokenizer.decode(token_ids)
+
+    def _number(self, adapter: str) -> int:
+        names = self.limits.adapters
+        if adapter not in names:
+            told = f"there are {', '.join(names)}" if names else "none were given in lora_modules"
+            raise InputError(Name("adapter"), f" is {adapter!r}, and {told}; name one of them, or leave it out")
+        return 1 + names.index(adapter)
 
     def _tokens(self, prompt: Prompt) -> tuple[str | None, list[int]]:
         if isinstance(prompt, dict):

@@ -14,9 +14,10 @@ Key = bytes
 NO_PAGE = -1
 
 
-def root_key(salt: str) -> Key:
-    """What the first page's key is made from: contents of different salts are never found for one another."""
-    return hashlib.blake2b(salt.encode(), digest_size=16).digest() if salt else b""
+def root_key(salt: str, adapter: int = 0) -> Key:
+    """What the first page's key is made from: contents of other salts or adapters are never found for one another."""
+    told = f"{adapter}:{salt}".encode()
+    return hashlib.blake2b(told, digest_size=16).digest() if salt or adapter else b""
 
 
 def page_keys(token_ids: Sequence[int], page_size: int, before: Key = b"") -> list[Key]:

@@ -29,6 +29,7 @@ class Request:
     arrival: int  # a running number
     priority: int = 0  # lower runs first
     stop_token_ids: frozenset[int] = frozenset()  # end-of-sequence ids included, unless ignored
+    adapter: int = 0  # its running number from 1 on; 0: none
     needs: int = 0  # what of sampling it needs: a `Needs` value
     cache_salt: Key | None = b""  # what its pages' keys begin with; None keeps it out of the prefix cache
     constraint: Constraint | None = None  # None once it binds no longer, too

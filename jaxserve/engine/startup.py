@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxserve.chat.format import ChatFormat
+from jaxserve.checkpoint.adapters import read_adapters
 from jaxserve.checkpoint.huggingface import abstract_model
 from jaxserve.checkpoint.random_weights import random_weights
 from jaxserve.checkpoint.tokenizer import eos_token_ids, load_tokenizer, read_generation_config, sampling_defaults
 from jaxserve.config import EngineConfig, ResolvedConfig
-from jaxserve.engine.input_processor import chat_format
+from jaxserve.engine.input_processor import Limits, chat_format
 from jaxserve.engine.served_model import served_model
 from jaxserve.engine.sizes import ON_CPU, ON_GPU, Sizes, sizes_of
 from jaxserve.errors import InputError
@@ -51,6 +52,18 @@ class Loaded:
     runner: Runner
     attention: str  # what runs attention, and why
     seconds: dict[str, float]  # by stage
+    adapters: tuple[str, ...] = ()  # by name
+
+    @property
+    def limits(self) -> Limits:
+        """What the engine takes."""
+        return Limits(
+            vocab_size=self.model_config.vocab_size,
+            max_model_len=self.config.max_model_len,
+            max_logprobs=min(self.config.max_logprobs, self.model_config.vocab_size),
+            eos_token_ids=self.eos_token_ids,
+            adapters=self.adapters,
+        )
 
 
 def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
@@ -82,10 +95,13 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
     graph, shapes = abstract_model(placed, dtype)
     shapes = placed_shapes(mesh, shapes)
     named = dataclasses.replace(config, model=files.name, tokenizer=tokenizer_path)
-    resolved, buckets, layout = _resolve(named, placed, shapes, mesh.devices, dtype, mixed=mixed)
+    adapters = read_adapters(config.lora_modules, model, mesh, dtype)
+    weight_bytes = array_bytes(shapes) + array_bytes(adapters.shapes)
+    resolved, buckets, layout = _resolve(named, placed, weight_bytes, mesh.devices, dtype, mixed=mixed)
     runner = Runner(
         graph,
         shapes,
+        adapters,
         placed,
         mesh,
         buckets,
@@ -117,7 +133,8 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
         placing = time.perf_counter()
         runner.place(weights)
         seconds["page pool"] = time.perf_counter() - placing
-    return Loaded(resolved, model, tokenizer, chat, eos, defaults, buckets, layout, runner, attention, seconds)
+    parts = resolved, model, tokenizer, chat, eos, defaults, buckets, layout, runner, attention, seconds
+    return Loaded(*parts, adapters.names)
 
 
 def _attention(config: EngineConfig, model: ModelConfig, dtype: jnp.dtype, devices: np.ndarray) -> tuple[str, bool]:
@@ -154,7 +171,7 @@ def _attention(config: EngineConfig, model: ModelConfig, dtype: jnp.dtype, devic
 
 
 def _resolve(
-    config: EngineConfig, model: ModelConfig, shapes: Any, devices: np.ndarray, dtype: jnp.dtype, *, mixed: bool
+    config: EngineConfig, model: ModelConfig, weight_bytes: int, devices: np.ndarray, dtype: jnp.dtype, *, mixed: bool
 ) -> tuple[ResolvedConfig, Buckets, CacheLayout]:
     """Every setting that was left open, from the model, the platform and the memory; and what follows from them."""
     on_cpu = devices.flat[0].platform == "cpu"
@@ -179,7 +196,7 @@ def _resolve(
         device=devices.flat[0],
         devices=devices.size,
         utilization=config.gpu_memory_utilization,
-        weight_bytes=array_bytes(shapes),
+        weight_bytes=weight_bytes,
         working_bytes=asked.working_bytes,
     )
     if layout.pages_of(max_model_len) > num_pages:

@@ -1,5 +1,6 @@
 """Matrix products with weights `[out, in]`, as HuggingFace has them: a checkpoint's bytes are used as they lie."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -61,6 +62,11 @@ class Linear(nnx.Module):
             nnx.Param(jnp.zeros((out_features,), dtype), partition=bias_partition, parts=parts) if bias else None
         )
         self.scale: nnx.Param | None = nnx.data(None)
+        self.add: Callable[[jax.Array], jax.Array] | None = None  # of `x`, float32: what adapters add to the output
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        return self.weight.get_metadata()["parts"]
 
     def quantise(self, kind: str) -> None:
         """Keep the weight in eight bits, with a `scale` float32 `[out]`."""
@@ -78,6 +84,8 @@ class Linear(nnx.Module):
         y = matmul_nk(x, self.weight[...])
         if self.scale is not None:
             y *= self.scale[...]
+        if self.add is not None:
+            y += self.add(x)
         if self.bias is not None:
             y += self.bias[...].astype(jnp.float32)
         return y.astype(x.dtype)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
+from jaxserve.layers.low_rank import adapt
 from jaxserve.models.config import ModelConfig
 from jaxserve.parallel.mesh import sharding
 from jaxserve.runner.cache_layout import CacheLayout
@@ -34,6 +35,7 @@ class SlotState(NamedTuple):
     last_token: jax.Array  # int32 [slots]
     page_tables: jax.Array  # int32 [groups of layers, slots, max_pages]
     sampling: SamplingRows  # [slots]
+    adapters: jax.Array  # int32 [slots], 0 is none
     vocab: VocabState  # [slots, vocab]
 
     @classmethod
@@ -42,6 +44,7 @@ class SlotState(NamedTuple):
             jnp.zeros(slots, jnp.int32),
             jnp.full((groups, slots, max_pages), -1, jnp.int32),
             SamplingRows.empty(slots),
+            jnp.zeros(slots, jnp.int32),
             VocabState.empty(slots, vocab_size),
         )
         return jax.device_put(state, sharding(mesh))
@@ -55,12 +58,16 @@ class DeviceState(NamedTuple):
 
 
 class Programs:
-    """The functions to compile, for one model on one mesh."""
+    """The functions to compile, for one model on one mesh.
+
+    The arrays `weights` that they take are the leaves of a tree `(model, adapters)`, `weights_tree`.
+    """
 
     def __init__(
         self,
         graph: nnx.GraphDef,
         weights_tree: Any,
+        num_adapters: int,
         config: ModelConfig,
         layout: CacheLayout,
         mesh: Mesh,
@@ -70,6 +77,7 @@ class Programs:
         attention_backend: str,
     ):
         self._graph, self._weights_tree, self._mesh = graph, weights_tree, mesh
+        self._num_adapters = num_adapters
         self._layout, self._page_size, self._max_decode_steps = layout, layout.page_size, max_decode_steps
         self._attention_backend = attention_backend
         self._max_logprobs = min(max_logprobs, config.vocab_size)
@@ -109,8 +117,8 @@ class Programs:
         self, weights: list[jax.Array], state: DeviceState, batch: DecodeArrays
     ) -> tuple[DeviceState, jax.Array, LogprobRows]:
         """One new token for each slot of the batch, whose newest tokens are at its positions."""
-        model = self._model(weights)
         slots = state.slots
+        model = self._model(weights, slots.adapters[batch.slots])
         lengths = batch.positions + 1  # padding: 0
         page_tables = slots.page_tables[:, batch.slots]
         places = self._places(state.cache, page_tables, jnp.arange(len(lengths)), batch.positions)
@@ -129,7 +137,6 @@ class Programs:
 
         Beside the result stand all tokens' last hidden states `[T, hidden]`, for `prompt_logprobs`.
         """
-        model = self._model(weights)
         slots = self._with_new_pages(state.slots, batch, batch.lengths - 1)
 
         def of_rows(kept: jax.Array, given: jax.Array) -> jax.Array:
@@ -139,14 +146,18 @@ class Programs:
 
         page_table = jax.vmap(of_rows)(slots.page_tables, batch.page_table)
         row_sampling = jax.tree.map(of_rows, slots.sampling, batch.sampling)
+        row_adapters = of_rows(slots.adapters, batch.adapters)
+        model = self._model(weights, row_adapters[batch.rows])
         newest = slots.last_token[batch.slots][batch.rows]
         token_ids = jnp.where(batch.continues[batch.rows], newest, batch.token_ids)
         places = self._places(state.cache, page_table, batch.rows, batch.positions)
         attend = self._attend(state.cache, PrefillRows(batch.tiles), places, tile_size)
         hidden = model(token_ids, batch.positions, attend)
         tables = slots.page_tables.at[:, batch.slots].set(page_table, mode="drop")
-        sampling = jax.tree.map(
-            lambda kept, new: kept.at[batch.slots].set(new, mode="drop"), slots.sampling, row_sampling
+        sampling, adapters = jax.tree.map(
+            lambda kept, new: kept.at[batch.slots].set(new, mode="drop"),
+            (slots.sampling, slots.adapters),
+            (row_sampling, row_adapters),
         )
         token_ids, logprobs, vocab = self._sample(
             model,
@@ -159,7 +170,7 @@ class Programs:
         )
         last_token = slots.last_token.at[batch.sampling_slots].set(token_ids, mode="drop")
         result = StepResult(token_ids, logprobs, None, self._hidden(hidden, batch))
-        state = DeviceState(attend.cache, SlotState(last_token, tables, sampling, vocab))
+        state = DeviceState(attend.cache, SlotState(last_token, tables, sampling, adapters, vocab))
         return state, (result, hidden)
 
     def prompt_logprobs(self, weights: list[jax.Array], hidden: jax.Array, next_token_ids: jax.Array) -> LogprobRows:
@@ -194,8 +205,13 @@ class Programs:
         """Say which tokens may come next in some slots."""
         return vocab._replace(allowed=vocab.allowed.at[masks.slots].set(masks.allowed, mode="drop"))
 
-    def _model(self, weights: list[jax.Array]) -> Any:
-        return nnx.merge(self._graph, jax.tree.unflatten(self._weights_tree, weights))
+    def _model(self, weights: list[jax.Array], adapters: jax.Array | None = None) -> Any:
+        """The model, whose layers work on rows of these `adapters`, int32 `[rows]`."""
+        parameters, low_ranks = jax.tree.unflatten(self._weights_tree, weights)
+        model = nnx.merge(self._graph, parameters)
+        if adapters is not None:
+            adapt(model, low_ranks, adapters, count=self._num_adapters)
+        return model
 
     def _with_new_pages(
         self, slots: SlotState, batch: PrefillArrays | DecodeArrays, last_positions: jax.Array

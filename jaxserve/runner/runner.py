@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
+from jaxserve.checkpoint.adapters import Adapters
 from jaxserve.checkpoint.exchange import Handover, match, place_like
 from jaxserve.models.config import ModelConfig
 from jaxserve.parallel.mesh import sharding
@@ -37,15 +38,16 @@ _COMPILER_OPTIONS: dict[str, dict[str, bool | int | float | str]] = {"cpu": {"xl
 class Runner:
     """A model with its pages and slots on a mesh, and a compiled program for every bucket.
 
-    `shapes` are the weights', each with its dtype and sharding; `place` brings the weights themselves. `config` is the
-    model as it stands on the mesh. `dispatch` returns at once, with arrays that the device fills later; `collect` waits
-    for them. Steps run in the order in which they are dispatched.
+    `shapes` are the weights', each with its dtype and sharding, and so are those of `adapters`; `place` brings the
+    weights themselves. `config` is the model as it stands on the mesh. `dispatch` returns at once, with arrays that the
+    device fills later; `collect` waits for them. Steps run in the order in which they are dispatched.
     """
 
     def __init__(
         self,
         graph: nnx.GraphDef,
         shapes: nnx.State,
+        adapters: Adapters,
         config: ModelConfig,
         mesh: Mesh,
         buckets: Buckets,
@@ -57,9 +59,11 @@ class Runner:
         attention_backend: str,
         compilation_cache_dir: str,
     ):
-        self._shapes, self._weights_tree = jax.tree.flatten(shapes)
-        self._weights: list[jax.Array] = []
-        self.weight_bytes_per_step = step_weight_bytes(config, shapes)
+        self._shapes, weights_tree = jax.tree.flatten((shapes, adapters.shapes))
+        self._weights: list[jax.Array] = []  # the model's, then the adapters'
+        self._model_tree: Any = jax.tree.structure(shapes)
+        self._adapters = adapters
+        self.weight_bytes_per_step = step_weight_bytes(config, shapes) + array_bytes(adapters.shapes)
         self._config = config
         self._buckets, self._layout = buckets, layout
         self._mesh = mesh
@@ -84,7 +88,8 @@ class Runner:
         check_state(self._state_shapes, self._shapes, mesh.devices, **self._sizes)
         self._programs = Programs(
             graph,
-            self._weights_tree,
+            weights_tree,
+            len(adapters.names),
             config,
             layout,
             mesh,
@@ -100,6 +105,7 @@ class Runner:
             config,
             mesh.shape,
             [(shape.shape, shape.dtype.name, shape.sharding.spec) for shape in self._shapes],
+            (len(adapters.names), [*adapters.shapes]),
             (num_pages, max_logprobs, max_decode_steps, attention_backend),
             (buckets.max_num_seqs, buckets.max_pages, layout),
         )
@@ -123,7 +129,9 @@ class Runner:
 
         Not before the programs are compiled: on a GPU, XLA tries kernels out meanwhile, in memory of the device.
         """
-        self._weights = jax.tree.leaves(weights)
+        where = jax.tree.map(lambda shape: shape.sharding, self._adapters.shapes)
+        adapters = jax.device_put(self._adapters.arrays, where)
+        self._weights = jax.tree.leaves((weights, adapters))
         try:
             self.state = self._empty_state()
         except (ValueError, jax.errors.JaxRuntimeError) as error:
@@ -162,7 +170,7 @@ class Runner:
     @property
     def weights(self) -> nnx.State:
         """The model's parameters where they lie, not copied."""
-        return jax.tree.unflatten(self._weights_tree, self._weights)
+        return jax.tree.unflatten(self._model_tree, self._weights[: self._model_tree.num_leaves])
 
     def check_weights(self, new: nnx.State) -> list[Handover]:
         """What `update_weights` takes; `InputError` if `new` does not belong to this model. Nothing is moved yet."""

@@ -1,7 +1,8 @@
 """The contract between scheduling and JAX: a `StepBatch` goes to the runner, a `StepResult` comes back.
 
 Both are plain records of numpy arrays, padded to bucketed sizes. What a running sequence needs at every step (its
-newest token, page table row and sampling settings) stays on the device in its slot; a batch carries what changed.
+newest token, page table row, sampling settings and adapter) stays on the device in its slot; a batch carries what
+changed.
 Padding has slot `max_num_seqs`, position -1 and page -1, and writes nothing.
 """
 
@@ -94,8 +95,8 @@ class Masks(NamedTuple):
 class PrefillArrays(NamedTuple):
     """`T` tokens of up to `R` sequences, one after the other on a flat axis.
 
-    A row that continues has one token, the newest of its slot, as in a decode step: that token, its page table row and
-    its sampling settings are the slot's own, whatever stands here.
+    A row that continues has one token, the newest of its slot, as in a decode step: that token, its page table row, its
+    sampling settings and its adapter are the slot's own, whatever stands here.
     """
 
     token_ids: Array  # int32 [T]
@@ -111,6 +112,7 @@ class PrefillArrays(NamedTuple):
     new_pages: Array  # int32 [groups of layers, R]: the page that a row's token opens if it continues, or -1
     tiles: Array  # int32 [4, tiles], as `prefill_tiles` makes them
     sampling: SamplingRows  # [R]
+    adapters: Array  # int32 [R]: a running number from 1 on, or 0 for none
     masked: Array  # bool [R]: only the tokens of the slot's mask may come next
     needs: Array  # int32 []
 
@@ -132,6 +134,7 @@ class PrefillArrays(NamedTuple):
             new_pages=np.full((groups, rows), -1, np.int32),
             tiles=np.zeros((4, bucket.tiles), np.int32),
             sampling=SamplingRows.empty(rows),
+            adapters=np.zeros(rows, np.int32),
             masked=np.zeros(rows, bool),
             needs=np.zeros((), np.int32),
         )

@@ -1,0 +1,214 @@
+"""Adapters of low rank, as PEFT saves them, made ready for the layers of one model."""
+
+import json
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxserve.checkpoint import hub
+from jaxserve.checkpoint.huggingface import abstract_model, module_names
+from jaxserve.checkpoint.safetensors_files import map_file
+from jaxserve.errors import InputError
+from jaxserve.layers.linear import Linear
+from jaxserve.layers.low_rank import LowRank, adaptable
+from jaxserve.models.config import ModelConfig
+from jaxserve.parallel.mesh import TENSOR
+
+_CONFIG, _WEIGHTS, _PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+_TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+
+# Fields of adapter_config.json by which an adapter does more than to add a product of low rank to linear layers.
+_UNSERVED = (
+    *("use_dora", "use_qalora", "lora_bias", "fan_in_fan_out", "layer_replication", "modules_to_save"),
+    *("target_parameters", "trainable_token_indices", "alora_invocation_tokens", "arrow_config"),
+)
+_OTHER_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")  # ways to begin that change the base model's weights
+
+logger = logging.getLogger(__name__)
+
+
+class Pair(NamedTuple):
+    """`up @ down` is added to a weight `[out, in]`."""
+
+    down: np.ndarray  # [rank, in]
+    up: np.ndarray  # float32 [out, rank], scaled
+
+
+class Adapters(NamedTuple):
+    """All adapters of one model. Requests know them by number, from 1 on in this order."""
+
+    names: tuple[str, ...] = ()
+    arrays: dict[str, LowRank] = {}  # of numpy, by layer
+    shapes: dict[str, LowRank] = {}  # with the shardings that they are to have
+
+
+def read_adapters(named: Sequence[str], config: ModelConfig, mesh: Mesh, dtype: jnp.dtype) -> Adapters:
+    """The adapters `name=directory`, or `name=` an id of HuggingFace's hub, for the model `config` on `mesh`.
+
+    All are padded to the largest rank. `InputError` for what is no such adapter, or is not of this model.
+    """
+    if not named:
+        return Adapters()
+    pairs: dict[str, dict[str, Pair]] = {}
+    for entry in named:
+        name, separator, path = entry.partition("=")
+        if not (name and separator and path):
+            raise InputError(f"lora_modules has {entry!r}; give each adapter as name=directory")
+        if name in pairs:
+            raise InputError(f"lora_modules has two adapters {name!r}; give each a name of its own")
+        pairs[name] = _read(_directory(name, path))
+    on_mesh = config.over_tensor_axis(mesh.shape[TENSOR])
+    placed, stored = (adaptable(nnx.merge(*abstract_model(each, dtype))) for each in (on_mesh, config))
+    modules = {place: names for place, names in module_names(config).items() if place in placed}
+    known = {name for names in modules.values() for name in names}
+    for name, own in pairs.items():
+        if surplus := sorted(own.keys() - known):
+            raise InputError(
+                f"the adapter {name!r} adds to {surplus[0]!r}, which is no linear layer of this "
+                f"{config.architecture}; give one that was trained for this model, on its attention and dense MLPs"
+            )
+    rank = max(len(pair.down) for own in pairs.values() for pair in own.values())
+    found = Adapters(tuple(pairs), {}, {})
+    for place, names in modules.items():
+        if not any(name in own for name in names for own in pairs.values()):
+            continue
+        layer = _Layer(place, names, placed[place], stored[place])
+        arrays = layer.low_rank([layer.parts_of(name, own) for name, own in pairs.items()], rank, dtype)
+        found.arrays[place] = arrays
+        found.shapes[place] = jax.tree.map(
+            lambda array, spec: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=NamedSharding(mesh, spec)),
+            arrays,
+            layer.partition,
+        )
+    return found
+
+
+class _Layer:
+    """A linear layer as it stands on the mesh, and as a checkpoint has it: of which modules, by their `names` there."""
+
+    def __init__(self, place: str, names: list[str], placed: Linear, stored: Linear):
+        self._names = names
+        self._parts = placed.parts
+        self._out, self._in = placed.weight.shape
+        self._rows, self._stored_rows = _rows_of_parts(placed), _rows_of_parts(stored)
+        into, out = placed.weight.get_metadata()["partition"][1], placed.weight.get_metadata()["partition"][0]
+        self.partition = LowRank(PartitionSpec(None, into), (PartitionSpec(out, None),) * len(self._parts))
+
+    def parts_of(self, adapter: str, pairs: dict[str, Pair]) -> list[Pair | None]:
+        """What an adapter adds to each part."""
+        whole = len(self._names) < len(self._stored_rows)  # the checkpoint has all parts in one module
+        heights = [sum(self._stored_rows)] if whole else self._stored_rows
+        own = [pairs.get(name) for name in self._names]
+        for name, pair, height in zip(self._names, own, heights, strict=True):
+            if pair is not None and (pair.down.shape[1], len(pair.up)) != (self._in, height):
+                raise InputError(
+                    f"the adapter {adapter!r} has {pair.down.shape[1]} inputs and {len(pair.up)} outputs of {name!r}, "
+                    f"and this model has {self._in} and {height}; they do not belong together"
+                )
+        if whole and own[0] is not None:
+            ends = np.cumsum(self._stored_rows)[:-1]
+            return [Pair(own[0].down, up) for up in np.split(own[0].up, ends)]
+        return own * len(self._stored_rows) if whole else own
+
+    def low_rank(self, adapters: list[list[Pair | None]], rank: int, dtype: jnp.dtype) -> LowRank:
+        """What all adapters add, of their parts."""
+        count, parts = len(adapters), len(self._parts)
+        down = np.zeros((parts, count, rank, self._in), dtype)
+        up = [np.zeros((rows, count, rank), dtype) for rows in self._rows]
+        for number, own in enumerate(adapters):
+            for part, pair in enumerate(own):
+                if pair is not None:
+                    down[part, number, : len(pair.down)] = pair.down
+                    blocks = pair.up.reshape(-1, self._parts[part], pair.up.shape[1])
+                    repeated = np.repeat(blocks, self._rows[part] // len(pair.up), axis=0)  # KV heads, on some meshes
+                    up[part][:, number, : len(pair.down)] = repeated.reshape(self._rows[part], -1)
+        return LowRank(down.reshape(-1, self._in), tuple(each.reshape(len(each), -1) for each in up))
+
+
+def _rows_of_parts(linear: Linear) -> list[int]:
+    blocks = linear.weight.shape[0] // sum(linear.parts)
+    return [blocks * part for part in linear.parts]
+
+
+def _directory(name: str, path: str) -> Path:
+    directory = Path(path).expanduser()
+    if not directory.exists() and hub.is_hub_id(path):
+        return hub.download(path, None, with_weights=True)
+    if not directory.is_dir():
+        raise InputError(
+            f"there is no directory {directory}, which lora_modules gives for the adapter {name!r}; give one that PEFT "
+            "saved, or a hub id"
+        )
+    return directory
+
+
+def _read(directory: Path) -> dict[str, Pair]:
+    """What the adapter in `directory` adds, by the module's name in a checkpoint of the model."""
+    settings = _settings(directory / _CONFIG)
+    path = directory / _WEIGHTS
+    try:
+        tensors = map_file(path)
+    except FileNotFoundError as error:
+        if (directory / _PICKLED).exists():
+            raise InputError(
+                f"{directory} holds {_PICKLED} and no {_WEIGHTS}, and pickled weights are never opened, since they can "
+                "run any program; save the adapter again with a recent PEFT"
+            ) from error
+        raise InputError(f"{directory} has no {_WEIGHTS}; give a directory that PEFT saved") from error
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for name, tensor in tensors.items():
+        match = _TENSOR.fullmatch(name)
+        if match is None or tensor.ndim != 2:
+            raise InputError(f"{path} holds {name!r}, which is no part of a product of low rank that could be served")
+        if np.isnan(tensor.astype(np.float32)).any():
+            logger.warning("tensor %r of %s holds NaN, so that its output may be of no use", name, path)
+        found.setdefault(match[1], {})[match[2]] = tensor
+    if not found:
+        raise InputError(f"{path} holds no tensor; save the adapter again")
+    pairs = {}
+    for module, own in found.items():
+        if own.keys() != {"A", "B"} or len(own["A"]) != own["B"].shape[1]:
+            raise InputError(f"{path} has no lora_A and lora_B of {module!r} with one rank; save the adapter again")
+        pairs[module] = Pair(own["A"], own["B"].astype(np.float32) * _scaling(settings, module, len(own["A"])))
+    return pairs
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"{path.parent} has no {_CONFIG}; give a directory that PEFT saved") from error
+    except (ValueError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not JSON ({error}); download it again") from error
+    if not isinstance(settings, dict) or settings.get("peft_type") != "LORA":
+        kind = settings.get("peft_type") if isinstance(settings, dict) else None
+        raise InputError(f"{path} has peft_type {kind!r}, and adapters of the type 'LORA' alone are served")
+    unserved = [name for name in _UNSERVED if settings.get(name)]
+    unserved += ["bias"] * (settings.get("bias", "none") != "none")
+    begun = settings.get("init_lora_weights")
+    unserved += ["init_lora_weights"] * (isinstance(begun, str) and begun.lower().startswith(_OTHER_BASES))
+    if unserved:
+        raise InputError(
+            f"{path} has {unserved[0]}={settings[unserved[0]]!r}, which is not served; merge the adapter into its "
+            "model with PEFT's merge_and_unload, or train one without"
+        )
+    return settings
+
+
+def _scaling(settings: dict[str, Any], module: str, rank: int) -> float:
+    """What PEFT multiplies `up @ down` by; `alpha_pattern`'s keys are expressions for the ends of modules' names."""
+    alphas = settings.get("alpha_pattern") or {}
+    own = [alpha for pattern, alpha in alphas.items() if re.fullmatch(rf"(.*\.)?({pattern})", module)]
+    try:
+        alpha = float((own or [settings["lora_alpha"]])[0])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{_CONFIG} gives no number for lora_alpha of {module!r}; correct it") from error
+    return alpha / (rank**0.5 if settings.get("use_rslora") else rank)
