@@ -176,8 +176,27 @@ class EngineConfig(Settings):
         if not 0 <= self.decode_burst_ms < float("inf"):
             raise InputError(f"decode_burst_ms is {self.decode_burst_ms!r}; give milliseconds from 0 on")
 
+        self._check_adapters()
+
+    @property
+    def adapters(self) -> dict[str, str]:
+        """Where each adapter is, by its name."""
+        return dict(entry.split("=", 1) for entry in self.lora_modules)
+
+    def _check_adapters(self) -> None:
+        names = []
+        for entry in self.lora_modules:
+            name, separator, path = entry.partition("=")
+            if not (name and separator and path):
+                raise InputError(f"lora_modules has {entry!r}; give each adapter as name=directory")
+            if name in names:
+                raise InputError(f"lora_modules has two adapters {name!r}; give each a name of its own")
+            names.append(name)
+
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> Self:
+        if isinstance(by_name := settings.get("lora_modules"), dict):
+            settings = settings | {"lora_modules": [f"{name}={path}" for name, path in by_name.items()]}
         if "trust_remote_code" in settings:
             raise InputError(
                 "trust_remote_code is no setting, since code that comes with a checkpoint is never run; leave it "

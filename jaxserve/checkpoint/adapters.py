@@ -3,7 +3,6 @@
 import json
 import logging
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,21 +49,14 @@ class Adapters(NamedTuple):
     shapes: dict[str, LowRank] = {}  # with the shardings that they are to have
 
 
-def read_adapters(named: Sequence[str], config: ModelConfig, mesh: Mesh, dtype: jnp.dtype) -> Adapters:
-    """The adapters `name=directory`, or `name=` an id of HuggingFace's hub, for the model `config` on `mesh`.
+def read_adapters(named: dict[str, str], config: ModelConfig, mesh: Mesh, dtype: jnp.dtype) -> Adapters:
+    """The adapters in these directories, or with these ids of HuggingFace's hub, for the model `config` on `mesh`.
 
     All are padded to the largest rank. `InputError` for what is no such adapter, or is not of this model.
     """
     if not named:
         return Adapters()
-    pairs: dict[str, dict[str, Pair]] = {}
-    for entry in named:
-        name, separator, path = entry.partition("=")
-        if not (name and separator and path):
-            raise InputError(f"lora_modules has {entry!r}; give each adapter as name=directory")
-        if name in pairs:
-            raise InputError(f"lora_modules has two adapters {name!r}; give each a name of its own")
-        pairs[name] = _read(_directory(name, path))
+    pairs = {name: _read(_directory(name, path)) for name, path in named.items()}
     on_mesh = config.over_tensor_axis(mesh.shape[TENSOR])
     placed, stored = (adaptable(nnx.merge(*abstract_model(each, dtype))) for each in (on_mesh, config))
     modules = {place: names for place, names in module_names(config).items() if place in placed}

@@ -16,7 +16,15 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxserve.cli.flags import Parser
-from jaxserve.cli.options import SAMPLING, TEXT_ENGINE, add_engine_flags, engine_config, start_llm
+from jaxserve.cli.options import (
+    SAMPLING,
+    TEXT_ENGINE,
+    add_adapter_flag,
+    add_engine_flags,
+    check_adapter,
+    engine_config,
+    start_llm,
+)
 from jaxserve.cli.terminal import printable
 from jaxserve.errors import InputError, nearest
 
@@ -32,6 +40,7 @@ COMMANDS = {
     "/clear": ("", "forget the conversation"),
     "/system": ("TEXT", "set the system prompt; without TEXT, have none"),
     "/thinking": ("on|off", "whether a model that can think does so before it answers"),
+    "/adapter": ("NAME", "answer with one of --lora-modules; without NAME, with the model alone"),
     "/set": ("NAME VALUE", "change a sampling setting; without VALUE, back to its default; alone, show all"),
     "/save": ("FILE", "write the conversation to a file, as JSON"),
     "/exit": ("", "leave; so does Ctrl-D"),
@@ -55,6 +64,7 @@ def parser() -> Parser:
         action=argparse.BooleanOptionalAction,
         help="whether a model that can think does so before it answers",
     )
+    add_adapter_flag(chat)
     _SAMPLING.add_to(parser, shown_defaults={"max_tokens": "the model's length"})
     add_engine_flags(parser, TEXT_ENGINE)
     return parser
@@ -62,6 +72,7 @@ def parser() -> Parser:
 
 def run(arguments: argparse.Namespace) -> None:
     config = engine_config(arguments, TEXT_ENGINE)
+    check_adapter(arguments.adapter, config)
     settings = _SAMPLING.given(arguments)
     _SAMPLING.settings(**settings)  # wrong ones are refused before the model loads
     with _line_history(), start_llm(config) as llm:
@@ -71,6 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
             settings=settings,
             system=arguments.system_prompt,
             thinking=arguments.thinking,
+            adapter=arguments.adapter,
         )
         chat.run()
 
@@ -79,9 +91,17 @@ class Chat:
     """One conversation, and the settings that its commands change."""
 
     def __init__(
-        self, llm: "LLM", console: Console, *, settings: dict[str, Any], system: str | None, thinking: bool | None
+        self,
+        llm: "LLM",
+        console: Console,
+        *,
+        settings: dict[str, Any],
+        system: str | None,
+        thinking: bool | None,
+        adapter: str | None,
     ):
         self._llm, self._console = llm, console
+        self._adapter = adapter
         self._settings, self._system, self._thinking = settings, system, thinking
         self._messages: list[dict[str, str]] = []
 
@@ -125,7 +145,9 @@ class Chat:
         printed = _StreamedText(self._console)
         start = time.perf_counter()
         tokens, reason, first = 0, None, start
-        stream = self._llm.stream_chat([*system, *messages], self._params(), chat_template_kwargs=options)
+        stream = self._llm.stream_chat(
+            [*system, *messages], self._params(), chat_template_kwargs=options, adapter=self._adapter
+        )
         with contextlib.closing(stream), _interrupts() as interrupted:  # type: ignore[type-var]
             for delta in stream:
                 first = first if tokens else time.perf_counter()
@@ -169,6 +191,11 @@ class Chat:
             raise InputError("say /thinking on or /thinking off")
         self._thinking = text == "on"
         self._note(f"Thinking is {text}.")
+
+    def _command_adapter(self, name: str) -> None:
+        check_adapter(name or None, self._llm.engine.config)
+        self._adapter = name or None
+        self._note(f"The adapter is {name}." if name else "There is no adapter.")
 
     def _command_set(self, text: str) -> None:
         spelled, _, value = text.partition(" ")

@@ -13,7 +13,15 @@ from rich.console import Console
 from rich.text import Text
 
 from jaxserve.cli.flags import Parser
-from jaxserve.cli.options import SAMPLING, TEXT_ENGINE, add_engine_flags, engine_config, start_llm
+from jaxserve.cli.options import (
+    SAMPLING,
+    TEXT_ENGINE,
+    add_adapter_flag,
+    add_engine_flags,
+    check_adapter,
+    engine_config,
+    start_llm,
+)
 from jaxserve.cli.terminal import printable
 from jaxserve.errors import InputError
 from jaxserve.outputs import CompletionOutput, RequestOutput
@@ -43,6 +51,7 @@ def parser() -> Parser:
         action="store_true",
         help="print one line of JSON per prompt: text, token ids, log-probabilities, times",
     )
+    add_adapter_flag(parser)
     chat = parser.add_argument_group("chat")
     chat.add_argument(
         "--chat", action="store_true", help="each prompt is a user's message, rendered with the model's chat template"
@@ -63,12 +72,16 @@ def run(arguments: argparse.Namespace) -> None:
     if not texts:
         raise InputError("there is no prompt; give one or more, or --prompts-file")
     config = engine_config(arguments, TEXT_ENGINE)
+    check_adapter(arguments.adapter, config)
     with start_llm(config) as llm:
         chat = arguments.chat or arguments.system_prompt is not None or arguments.thinking is not None
         settings = {"max_tokens": None if chat else MAX_TOKENS} | SAMPLING.given(arguments)
         params = dataclasses.replace(llm.get_default_sampling_params(), **settings)
         start = time.perf_counter()
-        outputs = _chat(llm, texts, params, arguments) if chat else llm.generate(texts, params)
+        if chat:
+            outputs = _chat(llm, texts, params, arguments)
+        else:
+            outputs = llm.generate(texts, params, adapter=arguments.adapter)
         seconds = time.perf_counter() - start
         console = Console(highlight=False)
         for text, output in zip(texts, outputs, strict=True):
@@ -96,7 +109,7 @@ def _chat(llm: "LLM", texts: list[str], params: SamplingParams, arguments: argpa
     system = [{"role": "system", "content": arguments.system_prompt}] if arguments.system_prompt is not None else []
     options = {} if arguments.thinking is None else {"enable_thinking": arguments.thinking}
     conversations = [[*system, {"role": "user", "content": text}] for text in texts]
-    return llm.chat(conversations, params, chat_template_kwargs=options)
+    return llm.chat(conversations, params, chat_template_kwargs=options, adapter=arguments.adapter)
 
 
 def _record(text: str, output: RequestOutput) -> dict[str, Any]:

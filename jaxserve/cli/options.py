@@ -37,6 +37,17 @@ def add_engine_flags(parser: argparse.ArgumentParser, flags: Flags = ENGINE) -> 
     )
 
 
+def add_adapter_flag(parser: Any) -> None:
+    parser.add_argument("--adapter", metavar="NAME", help="answer with this one of --lora-modules")
+
+
+def check_adapter(name: str | None, config: EngineConfig) -> None:
+    """`InputError` if there is no adapter of that name."""
+    if name is not None and name not in config.adapters:
+        known = f"there are {', '.join(config.adapters)}" if config.adapters else "--lora-modules gives none"
+        raise InputError(f"there is no adapter {name!r}; {known}")
+
+
 def engine_config(arguments: argparse.Namespace, flags: Flags = ENGINE) -> EngineConfig:
     """The settings of the engine, of which `flags` may be only some."""
     (config,) = read_settings(arguments, flags)

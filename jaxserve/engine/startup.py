@@ -95,7 +95,7 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
     graph, shapes = abstract_model(placed, dtype)
     shapes = placed_shapes(mesh, shapes)
     named = dataclasses.replace(config, model=files.name, tokenizer=tokenizer_path)
-    adapters = read_adapters(config.lora_modules, model, mesh, dtype)
+    adapters = read_adapters(config.adapters, model, mesh, dtype)
     weight_bytes = array_bytes(shapes) + array_bytes(adapters.shapes)
     resolved, buckets, layout = _resolve(named, placed, weight_bytes, mesh.devices, dtype, mixed=mixed)
     runner = Runner(

@@ -72,8 +72,11 @@ def started_engine(config: EngineConfig, server: ServerConfig) -> Iterator[Engin
 
 
 def served_name(engine: EngineClient, server: ServerConfig) -> str:
-    """What clients call the model."""
-    return server.served_model_name or Path(engine.ready.config.model).resolve().name
+    """What clients call the model; `InputError` if an adapter has that name."""
+    name = server.served_model_name or Path(engine.ready.config.model).resolve().name
+    if name in engine.inputs.limits.adapters:
+        raise InputError(f"lora_modules has an adapter {name!r}, which is the model's own name; give it another one")
+    return name
 
 
 def _check_certificate(server: ServerConfig) -> None:

@@ -78,7 +78,7 @@ class FakeEngine:
         self.error: BaseException | None = None
         self.steps_before_error = 0
 
-    def _check(self, prompt: Prompt, params: SamplingParams) -> CheckedInput:
+    def _check(self, prompt: Prompt, params: SamplingParams, adapter: str | None) -> CheckedInput:
         text = prompt if isinstance(prompt, str) else None
         token_ids = prompt["prompt_token_ids"] if isinstance(prompt, dict) else self.inputs.tokenize(prompt)
         return CheckedInput(text, token_ids, params.max_tokens or 16, frozenset())

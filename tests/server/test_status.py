@@ -20,7 +20,7 @@ def test_models_lists_the_one_model(client: httpx.Client) -> None:
     assert listing == {"object": "list"}
     assert isinstance(card.pop("created"), int)
     expected = {"id": MODEL_NAME, "object": "model", "owned_by": "jaxserve", "root": str(DEMO_MODEL)}
-    assert card == expected | {"max_model_len": 512}
+    assert card == expected | {"parent": None, "max_model_len": 512}
 
 
 def test_a_model_is_found_by_its_name_alone(client: httpx.Client) -> None:

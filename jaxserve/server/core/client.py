@@ -156,13 +156,15 @@ class EngineClient:
         *,
         priority: int = 0,
         cache_salt: str = "",
+        adapter: str | None = None,
         stream: bool = True,
     ) -> AsyncGenerator[RequestOutput]:
         """Run the prompts, each under its request id; yields what was added to them, as it comes.
 
-        `priority` and `cache_salt` are those of `Engine.add`. Without `stream`, what was added is each completion at
-        its end. `InputError` if a prompt cannot be served, and then none runs. `Unserved` of one kind or another at
-        any point. Closing the iterator early, or cancelling the task that waits in it, aborts what has not ended.
+        `priority` and `cache_salt` are those of `Engine.add`, `adapter` is that of `InputProcessor.check`. Without
+        `stream`, what was added is each completion at its end. `InputError` if a prompt cannot be served, and then none
+        runs. `Unserved` of one kind or another at any point. Closing the iterator early, or cancelling the task that
+        waits in it, aborts what has not ended.
         """
         with self._refusals_told():
             self._check_alive()
@@ -170,7 +172,7 @@ class EngineClient:
                 raise ShuttingDown("the server is shutting down; ask another one, or again later")
             arrival_time = time.perf_counter()
             with self._queue.place(len(prompts) * params.n) as place:
-                checked = await asyncio.to_thread(self._check, prompts, params)
+                checked = await asyncio.to_thread(self._check, prompts, params, adapter)
                 self._check_alive()
                 if not self._mailboxes.keys().isdisjoint(prompts):
                     raise InputError(
@@ -259,8 +261,10 @@ class EngineClient:
         )
         return mailbox
 
-    def _check(self, prompts: Mapping[str, Prompt], params: SamplingParams) -> dict[str, CheckedInput]:
-        return {request_id: self.inputs.check(prompt, params) for request_id, prompt in prompts.items()}
+    def _check(
+        self, prompts: Mapping[str, Prompt], params: SamplingParams, adapter: str | None
+    ) -> dict[str, CheckedInput]:
+        return {request_id: self.inputs.check(prompt, params, adapter) for request_id, prompt in prompts.items()}
 
     # Life
 

@@ -11,6 +11,7 @@ class ModelCard(ResponseType):
     created: int
     owned_by: str
     root: str  # what it was loaded from, by which vLLM's clients find its tokenizer
+    parent: str | None  # the model that an adapter is of
     max_model_len: int
 
 

@@ -47,7 +47,7 @@ class Chat:
     )
     async def create(self, request: Request) -> Response:
         body = await read_body(request, ChatCompletionRequest)
-        self._served.check_name(body.model)
+        model = self._served.asked(body.model)
         engine = self._served.engine
         turn = Turn(
             messages=[message.model_dump(exclude_none=True) for message in body.messages],
@@ -58,12 +58,13 @@ class Chat:
             include_reasoning=body.include_reasoning is not False,
             priority=body.priority,
             cache_salt=body.cache_salt or "",
+            adapter=model.adapter,
             stream=bool(body.stream),
         )
         id = new_id("chatcmpl-", body.request_id)
         logger.debug("%s: user %r, %s", id, body.user, turn.sampling)
         deltas, answers = await turn.begin(engine, id)
-        reply = _ChatReply(id, self._served.name, body, answers, turn.tools, engine.tokens)
+        reply = _ChatReply(id, model.name, body, answers, turn.tools, engine.tokens)
         return await answer(request, reply, deltas, stream=body.stream)
 
 

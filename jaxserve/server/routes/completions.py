@@ -49,17 +49,18 @@ class Completions:
     )
     async def create(self, request: Request) -> Response:
         body = await read_body(request, CompletionRequest)
-        self._served.check_name(body.model)
+        model = self._served.asked(body.model)
         engine = self._served.engine
         params = SamplingParams(**(engine.sampling_defaults | body.sampling_settings()))
         prompts = [await self._prompt(body, params, prompt) for prompt in body.prompt]
-        reply = _CompletionReply(body, params, self._served.name, prompts, engine)
+        reply = _CompletionReply(body, params, model.name, prompts, engine)
         logger.debug("%s: user %r, %s", reply.id, body.user, params)
         deltas = engine.generate(
             reply.engine_prompts,
             params,
             priority=body.priority,
             cache_salt=body.cache_salt or "",
+            adapter=model.adapter,
             stream=bool(body.stream),
         )
         if body.only_echoes:

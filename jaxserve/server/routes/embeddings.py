@@ -30,7 +30,7 @@ class Embeddings:
     )
     async def create(self, request: Request) -> Response:
         body = await read_body(request, EmbeddingRequest)
-        self._served.check_name(body.model)
+        model = self._served.asked(body.model)
         id = new_id("embd-")
         logger.debug("%s: user %r", id, body.user)
         params = SamplingParams(max_tokens=1, pooling=body.pooling or "mean")
@@ -38,13 +38,15 @@ class Embeddings:
             f"{id}-{number}": given if isinstance(given, str) else {"prompt_token_ids": given}
             for number, given in enumerate(body.input)
         }
-        deltas = self._served.engine.generate(prompts, params, priority=body.priority, stream=False)
+        deltas = self._served.engine.generate(
+            prompts, params, priority=body.priority, adapter=model.adapter, stream=False
+        )
         found = await collected(request, deltas)
         outputs = [found[request_id] for request_id in prompts]
         tokens = sum(len(output.prompt_token_ids) for output in outputs)
         answer = EmbeddingList(
             object="list",
-            model=self._served.name,
+            model=model.name,
             data=[_entry(index, output, body) for index, output in enumerate(outputs)],
             usage=EmbeddingUsage(prompt_tokens=tokens, total_tokens=tokens),
         )

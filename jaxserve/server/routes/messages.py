@@ -88,12 +88,14 @@ class Messages:
     @_errors_as_anthropic_has_them
     async def create(self, request: Request) -> Response:
         body = await read_body(request, MessagesRequest)
-        self._served.check_name(body.model)
+        model = self._served.asked(body.model)
         id = new_id("msg_")
-        turn = dataclasses.replace(_turn(body), sampling=body.sampling_settings(), stream=bool(body.stream))
+        turn = dataclasses.replace(
+            _turn(body), sampling=body.sampling_settings(), adapter=model.adapter, stream=bool(body.stream)
+        )
         logger.debug("%s: user %r, %s", id, body.metadata and body.metadata.user_id, turn.sampling)
         deltas, answers = await turn.begin(self._served.engine, id)
-        return await answer(request, _MessageReply(id, self._served.name, answers), deltas, stream=body.stream)
+        return await answer(request, _MessageReply(id, model.name, answers), deltas, stream=body.stream)
 
     @describes(
         Operation(
@@ -107,7 +109,7 @@ class Messages:
     @_errors_as_anthropic_has_them
     async def count_tokens(self, request: Request) -> Response:
         body = await read_body(request, CountTokensRequest)
-        self._served.check_name(body.model)
+        self._served.asked(body.model)
         token_ids = await _turn(body).render(self._served.engine)
         return json_response(TokenCount(input_tokens=len(token_ids)))
 

@@ -54,7 +54,7 @@ class Responses:
     )
     async def create(self, request: Request) -> Response:
         body = await read_body(request, ResponsesRequest)
-        self._served.check_name(body.model)
+        model = self._served.asked(body.model)
         messages = self._before(body.previous_response_id) + as_messages(body.input)
         instructions = [] if body.instructions is None else [{"role": "system", "content": body.instructions}]
         turn = Turn(
@@ -63,6 +63,7 @@ class Responses:
             tools=body.called(),
             template=body.template_arguments(),
             priority=body.priority,
+            adapter=model.adapter,
             stream=bool(body.stream),
         )
         id = new_id("resp_")
@@ -70,7 +71,7 @@ class Responses:
         params = SamplingParams(**(self._served.engine.sampling_defaults | turn.sampling))
         deltas, answers = await turn.begin(self._served.engine, id)
         store = None if body.store is False else self._store
-        reply = _ResponseReply(id, self._served.name, body, params, answers, messages, store)
+        reply = _ResponseReply(id, model.name, body, params, answers, messages, store)
         return await answer(request, reply, deltas, stream=body.stream)
 
     @describes(Operation(summary="A response that was kept", answers=ResponseObject, errors=(404,)))

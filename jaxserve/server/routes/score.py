@@ -27,7 +27,7 @@ class Scores:
     )
     async def create(self, request: Request) -> Response:
         body = await read_body(request, ScoreRequest)
-        self._served.check_name(body.model)
+        model = self._served.asked(body.model)
         id = new_id("score-")
         logger.debug("%s: user %r", id, body.user)
         engine = self._served.engine
@@ -36,7 +36,7 @@ class Scores:
         prompts: dict[str, Prompt] = {
             f"{id}-{number}": {"prompt_token_ids": token_ids} for number, (token_ids, _) in enumerate(tokens)
         }
-        deltas = engine.generate(prompts, SCORING, priority=body.priority, stream=False)
+        deltas = engine.generate(prompts, SCORING, priority=body.priority, adapter=model.adapter, stream=False)
         outputs = await collected(request, deltas)
         scores = [read_score(outputs[one], count) for one, (_, count) in zip(prompts, tokens, strict=True)]
         total = sum(len(token_ids) for token_ids, _ in tokens)
@@ -44,7 +44,7 @@ class Scores:
             id=id,
             object="list",
             created=int(time.time()),
-            model=self._served.name,
+            model=model.name,
             data=[
                 ScoreEntry(
                     object="score",

@@ -11,21 +11,24 @@ from jaxserve.server.failures import EngineDead
 from jaxserve.server.openapi import Operation, describes
 from jaxserve.server.protocol.models import ModelCard, ModelList
 from jaxserve.server.routes.reply import json_response
-from jaxserve.server.routes.served import Served
+from jaxserve.server.routes.served import Asked, Served
 
 
 class Status:
     def __init__(self, served: Served):
         self._served = served
 
-    @describes(Operation(summary="The one model", answers=ModelList))
+    @describes(Operation(summary="The one model, and its adapters", answers=ModelList))
     async def models(self, request: Request) -> Response:
-        return json_response(ModelList(object="list", data=[self._card]))
+        served = [
+            self._card(Asked(self._served.name)),
+            *(self._card(Asked(name, name)) for name in self._served.adapters),
+        ]
+        return json_response(ModelList(object="list", data=served))
 
     @describes(Operation(summary="The model of this name", answers=ModelCard, errors=(404,)))
     async def model(self, request: Request) -> Response:
-        self._served.check_name(request.path_params["model"])
-        return json_response(self._card)
+        return json_response(self._card(self._served.asked(request.path_params["model"])))
 
     @describes(Operation(summary="The server's version", answers=dict[str, str]))
     async def version(self, request: Request) -> Response:
@@ -47,14 +50,15 @@ class Status:
             raise ApiError(503, "the server takes no requests; ask another one")
         return JSONResponse({})
 
-    @property
-    def _card(self) -> ModelCard:
+    def _card(self, asked: Asked) -> ModelCard:
         engine = self._served.engine
+        config = engine.ready.config
         return ModelCard(
-            id=self._served.name,
+            id=asked.name,
             object="model",
             created=self._served.since,
             owned_by="jaxserve",
-            root=engine.ready.config.model,
+            root=config.model if asked.adapter is None else config.adapters[asked.adapter],
+            parent=None if asked.adapter is None else self._served.name,
             max_model_len=engine.max_model_len,
         )

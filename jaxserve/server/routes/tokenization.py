@@ -38,7 +38,7 @@ class Tokenization:
     )
     async def tokenize(self, request: Request) -> Response:
         body = await read_body(request, TokenizeRequest)
-        self._served.check_name(body.model)
+        self._served.asked(body.model)
         engine = self._served.engine
         if body.prompt is not None:
             special = body.add_special_tokens is not False
@@ -60,7 +60,7 @@ class Tokenization:
     )
     async def detokenize(self, request: Request) -> Response:
         body = await read_body(request, DetokenizeRequest)
-        self._served.check_name(body.model)
+        self._served.asked(body.model)
         return json_response(DetokenizeResponse(prompt=await self._served.engine.detokenize(body.tokens)))
 
     @describes(Operation(summary="What the tokenizer is", answers=TokenizerInfo, errors=(400,)))

@@ -27,6 +27,7 @@ class Turn:
     include_reasoning: bool = True
     priority: int = 0
     cache_salt: str = ""
+    adapter: str | None = None  # by name
     stream: bool = False  # whether each step's part of the answer is wanted, or all of it at its end
 
     async def begin(self, engine: EngineClient, request_id: str) -> tuple[Deltas, "Answers"]:
@@ -36,7 +37,12 @@ class Turn:
         settings = engine.chat.settings(params, token_ids, self.tools)
         prompts: dict[str, Prompt] = {request_id: {"prompt_token_ids": token_ids}}
         deltas = engine.generate(
-            prompts, settings, priority=self.priority, cache_salt=self.cache_salt, stream=self.stream
+            prompts,
+            settings,
+            priority=self.priority,
+            cache_salt=self.cache_salt,
+            adapter=self.adapter,
+            stream=self.stream,
         )
         parser = functools.partial(
             engine.chat.parser, token_ids, tools=self.tools, skip_special_tokens=params.skip_special_tokens
