@@ -15,6 +15,7 @@ from jaxserve import CompletionOutput, InputError, RequestOutput, SamplingParams
 from jaxserve.chat.events import as_delta
 from jaxserve.cli.chat import Chat
 from jaxserve.cli.main import main
+from jaxserve.config import EngineConfig
 from jaxserve.outputs import RequestMetrics
 from tests.chat.styles import parser
 
@@ -22,22 +23,24 @@ from tests.chat.styles import parser
 class ScriptedLLM:
     """Answers with the texts it is given, three characters and as many tokens a step; keeps what it was asked."""
 
-    engine = SimpleNamespace(config=SimpleNamespace(model="scripted"))
+    engine = SimpleNamespace(config=EngineConfig(model="scripted", lora_modules=("loud=x", "quiet=y")))
 
     def __init__(self, *answers: str):
         self.answers = list(answers)
         self.asked: list[tuple[list[dict], dict, SamplingParams]] = []
+        self.adapters: list[str | None] = []
         self.closed = 0
 
     def get_default_sampling_params(self) -> SamplingParams:
         return SamplingParams(temperature=0.6)
 
     def stream_chat(
-        self, messages: list[dict], params: SamplingParams, *, chat_template_kwargs: dict
+        self, messages: list[dict], params: SamplingParams, *, chat_template_kwargs: dict, adapter: str | None
     ) -> Iterator[RequestOutput]:
         if not self.answers:
             raise InputError("the prompt is too long")
         self.asked.append((messages, chat_template_kwargs, params))
+        self.adapters.append(adapter)
         return self._deltas(self.answers.pop(0))
 
     def _deltas(self, answer: str) -> Iterator[RequestOutput]:
@@ -59,7 +62,9 @@ def talk(llm: ScriptedLLM, lines: list[str], **settings: Any) -> str:
     """What is printed in answer to the lines."""
     printed = io.StringIO()
     chat = Chat(
-        llm, Console(file=printed, width=100), **({"settings": {}, "system": None, "thinking": None} | settings)
+        llm,
+        Console(file=printed, width=100),
+        **({"settings": {}, "system": None, "thinking": None, "adapter": None} | settings),
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.stdin", io.StringIO("\n".join(lines) + "\n"))
@@ -95,6 +100,13 @@ def test_settings_reach_the_request():
     assert (second[2].temperature, second[2].top_p) == (0.2, 0.5)
     assert third[0] == [*system, *said("3")]
     assert third[2].temperature == 0.6  # the model's own again
+
+
+def test_an_adapter_is_taken_and_left_between_turns():
+    llm = ScriptedLLM("a", "b", "c", "d")
+    printed = talk(llm, ["1", "/adapter quiet", "2", "/adapter loudest", "3", "/adapter", "4"], adapter="loud")
+    assert llm.adapters == ["loud", "quiet", "quiet", None]
+    assert "there is no adapter 'loudest'; there are loud, quiet" in printed
 
 
 def test_interrupting_stops_the_answer_and_keeps_the_chat():

@@ -27,6 +27,7 @@ ENGINE_FLAGS = {
     "load_format": (["--load-format", "dummy"], "dummy"),
     "dtype": (["--dtype", "float32"], "float32"),
     "quantization": (["--quantization", "int8"], "int8"),
+    "lora_modules": (["--lora-modules", "a=x", "--lora-modules", "b=y/z=1"], ("a=x", "b=y/z=1")),
     "max_model_len": (["--max-model-len", "77"], 77),
     "max_num_seqs": (["--max-num-seqs=3"], 3),
     "max_num_batched_tokens": (["--max-num-batched-tokens", "99"], 99),
@@ -107,6 +108,12 @@ def test_a_boolean_can_be_switched_off_over_the_preset(tmp_path: Path):
     preset.write_text("skip-tokenizer-init: true\n")
     assert config(["--config", str(preset)]).skip_tokenizer_init
     assert not config(["--config", str(preset), "--no-skip-tokenizer-init"]).skip_tokenizer_init
+
+
+def test_a_preset_names_adapters_one_below_the_other(tmp_path: Path):
+    preset = tmp_path / "preset.yaml"
+    preset.write_text("lora-modules:\n  sql: some/where\n  law: else/where\n")
+    assert config(["--config", str(preset)]).adapters == {"sql": "some/where", "law": "else/where"}
 
 
 def test_a_flag_wins_over_the_preset_and_the_preset_over_the_default(tmp_path: Path):

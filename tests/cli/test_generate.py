@@ -60,6 +60,18 @@ def test_thinking_and_the_system_prompt_reach_the_template(capsys: pytest.Captur
     assert rendered.rstrip().endswith("</think>")
 
 
+def test_an_adapter_is_one_that_is_loaded(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, llm: LLM):
+    asked = []
+    monkeypatch.setattr(llm, "generate", lambda texts, params, *, adapter: asked.append((texts, adapter)) or [])
+    with pytest.raises(ValueError, match="zip"):  # nothing is answered
+        main(["generate", "Hello", "--lora-modules", "loud=x", "--adapter", "loud"])
+    assert asked == [(["Hello"], "loud")]
+    assert main(["generate", "Hello", "--lora-modules", "loud=x", "--adapter", "quiet"]) != 0
+    assert "there is no adapter 'quiet'; there are loud" in capsys.readouterr().err
+    assert main(["generate", "Hello", "--adapter", "quiet"]) != 0
+    assert "--lora-modules gives none" in capsys.readouterr().err
+
+
 def test_a_cut_completion_says_so(capsys: pytest.CaptureFixture):
     assert main(["generate", "one", "--max-tokens", "3", "--ignore-eos"]) == 0
     assert "(cut after 3 tokens)" in capsys.readouterr().out

@@ -9,8 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 
 from jaxserve.checkpoint.huggingface import abstract_model
+from jaxserve.layers.linear import Linear
+from jaxserve.layers.low_rank import LowRank, adaptable
 from jaxserve.models.config import LayerKind, ModelConfig
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.cache_layout import CacheLayout
@@ -22,6 +25,7 @@ from pallas_kernels.attention_shape import AttentionShape
 from pallas_kernels.mosaic_gpu.refusals import refuse_prefill
 from scripts.gpu.engine import count_graphs
 
+RANK = 16  # of adapters
 LAYERS, PAGES, PAGE_SIZE, SLOTS = 2, 2048, 64, 64  # of 36 layers, which are all alike
 QWEN3_8B = ModelConfig(
     architecture="Qwen3ForCausalLM",
@@ -53,23 +57,38 @@ def abstract_state(layout: CacheLayout) -> DeviceState:
         array((SLOTS,), jnp.int32),
         array((len(layout.windows), SLOTS, BUCKETS.max_pages), jnp.int32),
         SamplingRows.empty(SLOTS),
+        array((SLOTS,), jnp.int32),
         jax.eval_shape(lambda: VocabState.empty(SLOTS, QWEN3_8B.vocab_size)),
     )
     return DeviceState(KVCache((pages,) * layout.num_arrays, (pages,) * layout.num_arrays), slots)
 
 
 def compiled_program(
-    program: Callable[[Programs], Callable], layout: CacheLayout, batch: Any, *, quantization: str | None = None
+    program: Callable[[Programs], Callable],
+    layout: CacheLayout,
+    batch: Any,
+    *,
+    quantization: str | None = None,
+    adapters: int = 0,
 ) -> Any:
     from tests.hopper.compiler import MESH, compile_for_h200, on_h200
 
     kinds = tuple(LayerKind(window=layout.windows[place.group]) for place in layout.places)
     config = dataclasses.replace(QWEN3_8B, layer_kinds=kinds, quantization=quantization)
     graph, weights = abstract_model(config, jnp.bfloat16)
-    leaves, tree = jax.tree.flatten(weights)
+    layers = adaptable(nnx.merge(graph, weights)) if adapters else {}
+    added = {place: low_rank_shapes(linear, adapters) for place, linear in layers.items()}
+    leaves, tree = jax.tree.flatten((weights, added))
     backend = {"max_logprobs": 20, "max_decode_steps": 1, "attention_backend": "mosaic_gpu"}
-    programs = Programs(graph, tree, config, layout, MESH, **backend)
+    programs = Programs(graph, tree, adapters, config, layout, MESH, **backend)
     return compile_for_h200(program(programs), *on_h200((leaves, abstract_state(layout), batch)), donate=(1,))
+
+
+def low_rank_shapes(linear: Linear, adapters: int) -> LowRank:
+    out, into = linear.weight.shape
+    width, blocks = adapters * RANK, out // sum(linear.parts)
+    ups = [jax.ShapeDtypeStruct((blocks * part, width), jnp.bfloat16) for part in linear.parts]
+    return LowRank(jax.ShapeDtypeStruct((len(linear.parts) * width, into), jnp.bfloat16), tuple(ups))
 
 
 def assert_written_in_place(compiled: Any, layout: CacheLayout) -> None:
@@ -111,6 +130,23 @@ def test_prefill_writes_the_cache_in_place_and_attends_in_kernels_only():
     assert not [kernel for kernel in compiled.kernels if kernel.spilled_bytes]
     launched = count_graphs(compiled.thunks)
     assert (launched["graphs"], launched["outside"]) == (1, 0), "outside of a CUDA graph a branch waits for the host"
+
+
+@pytest.mark.parametrize("adapters", [1, 8])
+def test_adapters_are_part_of_the_one_graph_and_copy_no_weight(adapters: int):
+    layout = layout_of((None,))
+    batch = DecodeArrays.padding(SLOTS, max_num_seqs=SLOTS, groups=1)
+    compiled = compiled_program(lambda programs: programs.decode, layout, batch, adapters=adapters)
+    assert_written_in_place(compiled, layout)
+    launched = count_graphs(compiled.thunks)
+    assert (launched["graphs"], launched["outside"]) == (1, 0)
+    entry = compiled.text[compiled.text.index("ENTRY ") :]
+    width = adapters * RANK
+    weights = re.findall(
+        rf"= bf16\[(?:\d{{4,}},{width}|(?:{width}|{2 * width}|{3 * width}),\d{{4,}})\]\S* ([\w-]+)\(", entry
+    )
+    assert set(weights) == {"parameter"}
+    assert len(weights) == 4 + 7  # of qkv, o, gate and up, down: one each, and one for each part
 
 
 @pytest.mark.parametrize(("quantization", "stored"), [(None, "bf16"), ("int8", "s8"), ("fp8", "f8e4m3fn")])
