@@ -1,7 +1,6 @@
 """Adapters of low rank, as PEFT saves them, made ready for the layers of one model."""
 
 import json
-import logging
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,8 +29,6 @@ _UNSERVED = (
     *("target_parameters", "trainable_token_indices", "alora_invocation_tokens", "arrow_config"),
 )
 _OTHER_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")  # ways to begin that change the base model's weights
-
-logger = logging.getLogger(__name__)
 
 
 class Pair(NamedTuple):
@@ -73,7 +70,7 @@ def read_adapters(named: dict[str, str], config: ModelConfig, mesh: Mesh, dtype:
         if not any(name in own for name in names for own in pairs.values()):
             continue
         layer = _Layer(place, names, placed[place], stored[place])
-        arrays = layer.low_rank([layer.parts_of(name, own) for name, own in pairs.items()], rank, dtype)
+        arrays = layer.low_rank({name: layer.parts_of(name, own) for name, own in pairs.items()}, rank, dtype)
         found.arrays[place] = arrays
         found.shapes[place] = jax.tree.map(
             lambda array, spec: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=NamedSharding(mesh, spec)),
@@ -110,18 +107,24 @@ class _Layer:
             return [Pair(own[0].down, up) for up in np.split(own[0].up, ends)]
         return own * len(self._stored_rows) if whole else own
 
-    def low_rank(self, adapters: list[list[Pair | None]], rank: int, dtype: jnp.dtype) -> LowRank:
+    def low_rank(self, adapters: dict[str, list[Pair | None]], rank: int, dtype: jnp.dtype) -> LowRank:
         """What all adapters add, of their parts."""
         count, parts = len(adapters), len(self._parts)
         down = np.zeros((parts, count, rank, self._in), dtype)
         up = [np.zeros((rows, count, rank), dtype) for rows in self._rows]
-        for number, own in enumerate(adapters):
+        for number, (name, own) in enumerate(adapters.items()):
             for part, pair in enumerate(own):
                 if pair is not None:
                     down[part, number, : len(pair.down)] = pair.down
                     blocks = pair.up.reshape(-1, self._parts[part], pair.up.shape[1])
                     repeated = np.repeat(blocks, self._rows[part] // len(pair.up), axis=0)  # KV heads, on some meshes
                     up[part][:, number, : len(pair.down)] = repeated.reshape(self._rows[part], -1)
+            # Zeros of another adapter's row times these would be NaN.
+            if not all(np.isfinite(array).all() for array in (down[:, number], *(each[:, number] for each in up))):
+                raise InputError(
+                    f"the adapter {name!r} has NaN or infinity for {' or '.join(map(repr, self._names))} in "
+                    f"{np.dtype(dtype).name}, which would reach the requests of others; leave it out or train it again"
+                )
         return LowRank(down.reshape(-1, self._in), tuple(each.reshape(len(each), -1) for each in up))
 
 
@@ -160,8 +163,6 @@ def _read(directory: Path) -> dict[str, Pair]:
         match = _TENSOR.fullmatch(name)
         if match is None or tensor.ndim != 2:
             raise InputError(f"{path} holds {name!r}, which is no part of a product of low rank that could be served")
-        if np.isnan(tensor.astype(np.float32)).any():
-            logger.warning("tensor %r of %s holds NaN, so that its output may be of no use", name, path)
         found.setdefault(match[1], {})[match[2]] = tensor
     if not found:
         raise InputError(f"{path} holds no tensor; save the adapter again")
@@ -169,7 +170,8 @@ def _read(directory: Path) -> dict[str, Pair]:
     for module, own in found.items():
         if own.keys() != {"A", "B"} or len(own["A"]) != own["B"].shape[1]:
             raise InputError(f"{path} has no lora_A and lora_B of {module!r} with one rank; save the adapter again")
-        pairs[module] = Pair(own["A"], own["B"].astype(np.float32) * _scaling(settings, module, len(own["A"])))
+        with np.errstate(over="ignore"):  # what becomes too large is refused with what was so
+            pairs[module] = Pair(own["A"], own["B"].astype(np.float32) * _scaling(settings, module, len(own["A"])))
     return pairs
 
 
@@ -198,9 +200,11 @@ def _settings(path: Path) -> dict[str, Any]:
 def _scaling(settings: dict[str, Any], module: str, rank: int) -> float:
     """What PEFT multiplies `up @ down` by; `alpha_pattern`'s keys are expressions for the ends of modules' names."""
     alphas = settings.get("alpha_pattern") or {}
-    own = [alpha for pattern, alpha in alphas.items() if re.fullmatch(rf"(.*\.)?({pattern})", module)]
     try:
+        own = [alpha for pattern, alpha in alphas.items() if re.fullmatch(rf"(.*\.)?({pattern})", module)]
         alpha = float((own or [settings["lora_alpha"]])[0])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{_CONFIG} gives no number for lora_alpha of {module!r}; correct it") from error
+    except (AttributeError, KeyError, TypeError, ValueError, re.error) as error:
+        raise InputError(
+            f"{_CONFIG} gives no number for {module!r} in lora_alpha and alpha_pattern ({error}); correct it"
+        ) from error
     return alpha / (rank**0.5 if settings.get("use_rslora") else rank)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -14,10 +13,6 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from jaxserve import LLM, InputError, SamplingParams
-from jaxserve.checkpoint.adapters import read_adapters
-from jaxserve.checkpoint.huggingface import read_config
-from jaxserve.models.registry import model_config
-from jaxserve.parallel.mesh import make_mesh
 from jaxserve.runner.compilation import compilations
 from tests.adapter_files import ATTENTION, CONFIG, MLP, WEIGHTS, change_adapter, merged, write_adapter
 from tests.conftest import SMALL
@@ -233,6 +228,9 @@ def test_a_setting_that_names_no_adapter_is_refused(files: dict[str, Path], give
         ("init_lora_weights", "pissa_niter_16"),
         ("peft_type", "IA3"),
         ("lora_alpha", "much"),
+        ("lora_alpha", None),
+        ("alpha_pattern", {"(": 3}),
+        ("alpha_pattern", ["q_proj"]),
     ],
 )
 def test_an_adapter_that_does_more_is_refused_by_the_field(
@@ -276,15 +274,19 @@ def test_files_that_are_missing_or_pickled_are_refused(files: dict[str, Path], t
     assert f"has no {CONFIG}" in refusal(files, {"own": adapter})
 
 
-def test_nan_is_warned_of_by_name(files: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    adapter = write_adapter(tmp_path / "adapter", files["base"])
-    name = "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"
+# The last of them scaling makes too large.
+@pytest.mark.parametrize(("matrix", "number"), [("A", np.nan), ("B", np.nan), ("B", -np.inf), ("B", 1e38)])
+def test_numbers_that_would_harm_other_requests_are_refused(
+    files: dict[str, Path], matrix: str, number: float, tmp_path: Path
+) -> None:
+    adapter = write_adapter(tmp_path / "adapter", files["base"], r=1, lora_alpha=8)
+    name = f"base_model.model.model.layers.0.mlp.up_proj.lora_{matrix}.weight"
     damaged = load_file(adapter / WEIGHTS)[name].astype(ml_dtypes.bfloat16)
-    damaged[1, 1] = np.nan
+    damaged[0, 0] = number
     change_adapter(adapter, **{name: damaged})
-    config = model_config(read_config(files["base"]))
-    read_adapters({"own": str(adapter)}, config, make_mesh(1), jnp.dtype(jnp.float32))
-    assert name in caplog.text
+    told = refusal(files, {"own": adapter})
+    assert "NaN or infinity" in told
+    assert "'model.layers.0.mlp.up_proj'" in told
 
 
 def test_a_request_for_an_adapter_that_is_not_there_is_refused_and_none_has_run(llm: LLM) -> None:
