@@ -1,5 +1,5 @@
 """Write tests/models/references/. Run it where PyTorch is installed, as `python -m scripts.make_references [case …]`:
-for the cases named, or for all and the ropes.
+for the cases named, or for all, the ropes, and an adapter that PEFT writes.
 
 Each case gets the first seed whose greedy tokens all lead by a clear margin, so that equal tokens are a fair demand.
 """
@@ -11,7 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from tests.models.cases import CASES, write_checkpoint
-from tests.models.references import STORED, STORED_POSITIONS, Reference, live_reference
+from tests.models.references import (
+    ADAPTED,
+    ADAPTER,
+    STORED,
+    STORED_POSITIONS,
+    Reference,
+    live_adapter,
+    live_reference,
+)
 from tests.models.ropes import ROPES, live_rope
 
 LEAST_MARGIN = 1e-3
@@ -36,14 +44,22 @@ def write_ropes() -> None:
     np.savez_compressed(STORED / "rope.npz", **arrays)
 
 
+def write_adapter() -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        logits = live_adapter(write_checkpoint(ADAPTED, Path(directory)), ADAPTER)
+    (ADAPTER / "README.md").unlink()  # a form for people to fill in
+    np.save(ADAPTER / "logits.npy", logits[STORED_POSITIONS])
+
+
 def main(cases: list[str]) -> None:
-    known = (*CASES, "rope")
+    others = {"rope": write_ropes, "adapter": write_adapter}
+    known = (*CASES, *others)
     if unknown := sorted(set(cases) - set(known)):
         raise SystemExit(f"there is no case {unknown[0]}; cases are {', '.join(known)}")
     STORED.mkdir(exist_ok=True)
     for case in cases or known:
-        if case == "rope":
-            write_ropes()
+        if case in others:
+            others[case]()
             continue
         seed, reference = first_clear_seed(case)
         path = STORED / f"{case}.npz"

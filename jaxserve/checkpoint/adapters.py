@@ -23,11 +23,15 @@ from jaxserve.parallel.mesh import TENSOR
 _CONFIG, _WEIGHTS, _PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
-# Fields of adapter_config.json by which an adapter does more than to add a product of low rank to linear layers.
-_UNSERVED = (
-    *("use_dora", "use_qalora", "lora_bias", "fan_in_fan_out", "layer_replication", "modules_to_save"),
-    *("target_parameters", "trainable_token_indices", "alora_invocation_tokens", "arrow_config"),
-)
+# Fields of adapter_config.json that are read here, that the tensors tell as well, or that matter to training alone. By any
+# other an adapter may do more than to add a product of low rank to linear layers.
+_SERVED = {
+    *("peft_type", "r", "rank_pattern", "lora_alpha", "alpha_pattern", "use_rslora", "bias", "init_lora_weights"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "lora_dropout", "task_type"),
+    *("base_model_name_or_path", "auto_mapping", "revision", "inference_mode", "peft_version", "runtime_config"),
+    *("corda_config", "eva_config", "loftq_config", "lora_ga_config", "velora_config", "qalora_group_size"),
+    *("megatron_config", "megatron_core", "ensure_weight_tying"),
+}
 _OTHER_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")  # ways to begin that change the base model's weights
 
 
@@ -185,7 +189,7 @@ def _settings(path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict) or settings.get("peft_type") != "LORA":
         kind = settings.get("peft_type") if isinstance(settings, dict) else None
         raise InputError(f"{path} has peft_type {kind!r}, and adapters of the type 'LORA' alone are served")
-    unserved = [name for name in _UNSERVED if settings.get(name)]
+    unserved = sorted(name for name, value in settings.items() if value and name not in _SERVED)
     unserved += ["bias"] * (settings.get("bias", "none") != "none")
     begun = settings.get("init_lora_weights")
     unserved += ["init_lora_weights"] * (isinstance(begun, str) and begun.lower().startswith(_OTHER_BASES))

@@ -18,6 +18,7 @@ from tests.adapter_files import ATTENTION, CONFIG, MLP, WEIGHTS, change_adapter,
 from tests.conftest import SMALL
 from tests.models import dense
 from tests.models.cases import prompts, write_checkpoint
+from tests.models.references import ADAPTED, ADAPTER, STORED_POSITIONS
 
 CASE = "qwen3-tied-group-8-head-64"
 PROMPTS = [{"prompt_token_ids": tokens} for tokens in prompts(CASE)]
@@ -171,6 +172,20 @@ def test_adapters_are_added_beside_weights_of_eight_bits(files: dict[str, Path],
         assert greedy(model, prompt["prompt_token_ids"], completion) == completion
 
 
+def test_an_adapter_that_peft_wrote_gives_pefts_logits(tmp_path: Path) -> None:
+    """With other ranks and alphas for some modules, `use_rslora`, and modules left out."""
+    (tokens,) = prompts(ADAPTED)[-1:]
+    logits = np.load(ADAPTER / "logits.npy").astype(np.float64)
+    expected = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    params = SamplingParams(temperature=0, max_tokens=1, logprobs=517)
+    base = write_checkpoint(ADAPTED, tmp_path / "base")
+    with LLM(str(base), lora_modules={"pefts": ADAPTER}, **SETTINGS | {"max_logprobs": 517}) as llm:
+        for position, row in zip(STORED_POSITIONS, expected, strict=True):
+            prompt = {"prompt_token_ids": tokens[: position + 1]}
+            (found,) = llm.generate(prompt, params, adapter="pefts")[0].outputs[0].logprobs
+            np.testing.assert_allclose([found[token].logprob for token in range(517)], row, atol=1e-4)
+
+
 def test_the_scaling_is_pefts(files: dict[str, Path], tmp_path: Path) -> None:
     """`lora_alpha / r`, or over the root of `r`; and of some modules another alpha."""
     base = files["base"]
@@ -217,6 +232,7 @@ def test_a_setting_that_names_no_adapter_is_refused(files: dict[str, Path], give
     ("field", "value"),
     [
         ("use_dora", True),
+        ("a_field_of_the_future", True),
         ("fan_in_fan_out", True),
         ("lora_bias", True),
         ("bias", "all"),

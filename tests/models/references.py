@@ -13,6 +13,9 @@ STORED = Path(__file__).with_name("references")  # a file for each case, written
 STORED_POSITIONS = np.array([0, 9, 24, 39])  # of the longest prompt
 NEW_TOKENS = 24
 
+ADAPTED = "qwen3-tied-group-8-head-64"  # what PEFT's own adapter, in references/, is of
+ADAPTER = STORED / "peft-adapter"
+
 
 class Reference(NamedTuple):
     positions: np.ndarray  # in the case's longest prompt
@@ -66,6 +69,32 @@ def live_reference(case: str, directory: Path) -> tuple[Reference, float]:
     best, second = torch.cat([step for run in runs for step in run.logits]).topk(2).values.T
     reference = Reference(np.arange(len(logits)), logits, np.stack(greedy).astype(np.int32))
     return reference, float((best - second).min())
+
+
+def live_adapter(directory: Path, into: Path) -> np.ndarray:
+    """Write an adapter of the checkpoint in `directory` with PEFT; its float32 logits `[tokens, vocab]` of `ADAPTED`'s
+    longest prompt. Needs PyTorch and PEFT.
+    """
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = peft.LoraConfig(
+        r=2,
+        lora_alpha=6,
+        target_modules=["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"],
+        exclude_modules=["model.layers.0.self_attn.o_proj"],
+        rank_pattern={"down_proj": 3},
+        alpha_pattern={r"layers\.1\.self_attn\.v_proj": 9},
+        use_rslora=True,
+        init_lora_weights=False,  # which would begin with zeros
+    )
+    model: Any = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32), config)
+    model.peft_config["default"].base_model_name_or_path = ADAPTED
+    model.save_pretrained(into)
+    with torch.no_grad():
+        return model(torch.tensor([prompts(ADAPTED)[-1]])).logits[0].numpy()
 
 
 def _unpacked(directory: Path) -> Path:
