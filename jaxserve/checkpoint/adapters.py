@@ -23,8 +23,8 @@ from jaxserve.parallel.mesh import TENSOR
 _CONFIG, _WEIGHTS, _PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
-# Fields of adapter_config.json that are read here, that the tensors tell as well, or that matter to training alone. By any
-# other an adapter may do more than to add a product of low rank to linear layers.
+# Fields of adapter_config.json that are read here, that the tensors tell as well, or that matter to training alone. By
+# any other an adapter may do more than to add a product of low rank to linear layers.
 _SERVED = {
     *("peft_type", "r", "rank_pattern", "lora_alpha", "alpha_pattern", "use_rslora", "bias", "init_lora_weights"),
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "lora_dropout", "task_type"),

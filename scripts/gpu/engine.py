@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import ml_dtypes
 import numpy as np
+from safetensors.numpy import save_file
 
 from jaxserve import LLM, EngineConfig, SamplingParams
 from jaxserve.engine.engine import Engine
@@ -30,6 +32,8 @@ from scripts.gpu.case import Case, Clock, NotRun, Row, Table
 from scripts.gpu.timing import on_gpu, queued_seconds
 
 facts = ceilings.facts
+
+ADAPTERS, RANK = 8, 16
 
 QWEN3_8B = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -95,7 +99,7 @@ class Sizes(NamedTuple):
     throughput: tuple[int, int, int]  # requests, prompt tokens, output tokens
 
     def fewer(self) -> "Sizes":
-        """What shows how weights in eight bits are read, with fewer programs to compile."""
+        """What shows the cost of reading other or more weights, with fewer programs to compile."""
         seqs = min(64, self.max_num_seqs)
         decode = [(batch, context) for batch, context in self.decode[:3] if batch in (1, seqs)]
         return self._replace(
@@ -132,12 +136,40 @@ def cases(clock: Clock, known: dict[str, float], folder: Path) -> Iterator[Case]
     yield Case(START, "everything in the compile cache", run.start, limit=400)
     run.close()
     fewer = run.sizes.fewer()
-    for kind in KINDS:
-        run = _Run(fewer, clock, best, folder, quantization=kind)
+    variants: dict[str, dict[str, Any]] = {f"{kind} weights": {"quantization": kind} for kind in KINDS}
+    variants[f"{ADAPTERS} adapters of rank {RANK}"] = {"lora_modules": _write_adapters(fewer.config, folder)}
+    for variant, settings in variants.items():
+        run = _Run(fewer, clock, best, folder, **settings)
         for batch, context in fewer.decode:
-            name = f"{kind} weights, batch {batch}, context {context:,}"
+            name = f"{variant}, batch {batch}, context {context:,}"
             yield Case(DECODE, name, partial(run.decode_step, batch, context), limit=400)  # the first starts the engine
         run.close()
+
+
+def _write_adapters(config: dict[str, Any], folder: Path) -> tuple[str, ...]:
+    """Some for all linear layers of that model, as `lora_modules` takes them. Speed does not depend on the numbers."""
+    random = np.random.default_rng(0)
+    heads, kv_heads, head_dim = (config[name] for name in ("num_attention_heads", "num_key_value_heads", "head_dim"))
+    hidden, width = config["hidden_size"], config["intermediate_size"]
+    attention = {
+        "q": (heads * head_dim, hidden),
+        "k": (kv_heads * head_dim, hidden),
+        "v": (kv_heads * head_dim, hidden),
+    }
+    shapes = {f"self_attn.{name}_proj": shape for name, shape in attention.items()}
+    shapes |= {"self_attn.o_proj": (hidden, heads * head_dim), "mlp.down_proj": (hidden, width)}
+    shapes |= {"mlp.gate_proj": (width, hidden), "mlp.up_proj": (width, hidden)}
+    tensors = {}
+    for module, (out, into) in shapes.items():
+        down, up = (random.normal(0, 0.02, shape).astype(ml_dtypes.bfloat16) for shape in ((RANK, into), (out, RANK)))
+        for layer in range(config["num_hidden_layers"]):
+            stem = f"base_model.model.model.layers.{layer}.{module}"
+            tensors |= {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}
+    adapter = folder / "adapter"
+    adapter.mkdir(exist_ok=True)
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": RANK, "lora_alpha": RANK}))
+    return tuple(f"{number}={adapter}" for number in range(ADAPTERS))
 
 
 def _demo(cache: str) -> Row:
@@ -152,11 +184,9 @@ def _demo(cache: str) -> Row:
 class _Run:
     """One engine, started when the first case needs it, and what is measured on it."""
 
-    def __init__(
-        self, sizes: Sizes, clock: Clock, best: dict[str, float], folder: Path, *, quantization: str | None = None
-    ):
+    def __init__(self, sizes: Sizes, clock: Clock, best: dict[str, float], folder: Path, **settings: Any):
         self.sizes, self._clock, self._best = sizes, clock, best
-        self._quantization = quantization
+        self._settings = settings  # further ones of the engine
         self._model = folder / "model"
         self._model.mkdir(exist_ok=True)
         (self._model / "config.json").write_text(json.dumps(sizes.config))
@@ -193,9 +223,9 @@ class _Run:
     def _start(self) -> Engine:
         s = self.sizes
         config = EngineConfig(
+            **self._settings,
             model=str(self._model),
             load_format="dummy",
-            quantization=self._quantization,
             skip_tokenizer_init=True,
             max_model_len=s.max_model_len,
             max_num_seqs=s.max_num_seqs,
