@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
     with _open(arguments.output_file) as output, started_engine(config, server) as engine:
         if arguments.output_file != "-" and os.path.isfile(arguments.output_file):
             output.truncate(0)  # only now: an engine that does not start costs nobody the results of an earlier run
-        app = build_app(engine, served_name(engine, server), server)
+        app = build_app(engine, served_name(config, server), server)
         start = time.perf_counter()
         with ProgressBars() as bars:
 

@@ -18,7 +18,7 @@ from typing import Any
 import uvicorn
 
 from jaxserve.checkpoint.tokenizer import import_tokenizers, load_tokenizer
-from jaxserve.config import EngineConfig
+from jaxserve.config import DEMO_MODEL, EngineConfig
 from jaxserve.engine.input_processor import InputProcessor, chat_format
 from jaxserve.errors import InputError
 from jaxserve.progress import ProgressBars
@@ -52,6 +52,7 @@ def run(config: EngineConfig, server: ServerConfig) -> None:
 @contextlib.contextmanager
 def started_engine(config: EngineConfig, server: ServerConfig) -> Iterator[EngineClient]:
     """An engine in a process of its own, which ends with the block; `SystemExit` if it has ended by itself before."""
+    served_name(config, server)  # refuses what would be found out only when all is loaded
     with CoreProcess() as core:
         # What loading the tokenizer needs takes seconds to import: that happens while the core loads.
         importing = threading.Thread(target=import_tokenizers, daemon=True)
@@ -71,10 +72,10 @@ def started_engine(config: EngineConfig, server: ServerConfig) -> Iterator[Engin
             raise SystemExit(f"jaxserve: the engine process {core.end()}, and the server with it")
 
 
-def served_name(engine: EngineClient, server: ServerConfig) -> str:
+def served_name(config: EngineConfig, server: ServerConfig) -> str:
     """What clients call the model; `InputError` if an adapter has that name."""
-    name = server.served_model_name or Path(engine.ready.config.model).resolve().name
-    if name in engine.inputs.limits.adapters:
+    name = server.served_model_name or Path(config.model or DEMO_MODEL).expanduser().resolve().name
+    if name in config.adapters:
         raise InputError(f"lora_modules has an adapter {name!r}, which is the model's own name; give it another one")
     return name
 
@@ -99,7 +100,7 @@ class _Server(uvicorn.Server):
 
     def __init__(self, engine: EngineClient, config: ServerConfig, keys: ApiKeys | None):
         self._engine, self._settings = engine, config
-        self._name = served_name(engine, config)
+        self._name = served_name(engine.ready.config, config)
         self._in_a_hurry = False
         super().__init__(
             uvicorn.Config(

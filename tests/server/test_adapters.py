@@ -10,11 +10,11 @@ import pytest
 from starlette.testclient import TestClient
 
 from jaxserve import LLM, InputError, RequestOutput
-from jaxserve.config import DEMO_MODEL
+from jaxserve.config import DEMO_MODEL, EngineConfig
 from jaxserve.engine.scoring import Score
 from jaxserve.server.app import build_app
 from jaxserve.server.config import ServerConfig
-from jaxserve.server.serve import served_name
+from jaxserve.server.serve import started_engine
 from tests.adapter_files import write_adapter
 from tests.server.cases import CONVERSATION, EMBEDDED, MODEL_NAME, SCORED, error
 from tests.server.core_thread import CoreThread, core_thread
@@ -94,6 +94,9 @@ def test_an_unknown_name_is_404_and_told_the_known_ones(client: TestClient) -> N
     assert all(repr(name) in told["message"] for name in (MODEL_NAME, "loud"))
 
 
-def test_an_adapter_that_is_called_as_the_model_is_refused(core: CoreThread) -> None:
-    with pytest.raises(InputError, match="the model's own name"):
-        served_name(core.client, ServerConfig(served_model_name="loud"))
+@pytest.mark.parametrize("settings", [{"served_model_name": "loud"}, {}])
+def test_an_adapter_that_is_called_as_the_model_is_refused_before_anything_loads(settings: dict[str, str]) -> None:
+    name = settings.get("served_model_name", "demo_model")
+    config = EngineConfig(lora_modules=(f"{name}=/nowhere",))
+    with pytest.raises(InputError, match="the model's own name"), started_engine(config, ServerConfig(**settings)):
+        pass
