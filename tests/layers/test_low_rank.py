@@ -5,8 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
 
 from jaxserve.layers.linear import Linear
@@ -20,24 +18,18 @@ class TwoLayers(nnx.Module):
         self.second = Linear(into, 3, **settings)
 
 
-@given(
-    into=st.integers(1, 40),
-    blocks=st.integers(1, 4),
-    parts=st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple),
-    count=st.integers(1, 5),
-    rank=st.integers(1, 6),
-    rows=st.integers(1, 9),
-    seed=st.integers(0, 1000),
+@pytest.mark.parametrize(
+    ("into", "blocks", "parts", "count", "rank", "rows"),
+    [(1, 1, (1,), 1, 1, 1), (37, 3, (5, 1, 2), 4, 3, 9), (8, 2, (4, 4), 2, 6, 5), (40, 1, (7,), 5, 1, 3)],
 )
-@settings(max_examples=40, deadline=None)
 def test_each_row_gets_what_its_own_adapter_adds_to_each_part(
-    into: int, blocks: int, parts: tuple[int, ...], count: int, rank: int, rows: int, seed: int
+    into: int, blocks: int, parts: tuple[int, ...], count: int, rank: int, rows: int
 ) -> None:
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(rows)
     down = random.standard_normal((len(parts), count, rank, into)).astype(np.float32)
     ups = [random.standard_normal((blocks, part, count, rank)).astype(np.float32) for part in parts]
     x = random.standard_normal((rows, into)).astype(np.float32)
-    adapters = random.integers(0, count + 1, rows).astype(np.int32)
+    adapters = np.arange(rows, dtype=np.int32)[::-1] % (count + 1)
     model = TwoLayers(into, blocks, parts)
     plain = np.asarray(model.first(x), np.float64)
     low_rank = LowRank(
