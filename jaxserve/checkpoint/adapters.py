@@ -9,16 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from jaxserve.checkpoint import hub
+from jaxserve.checkpoint.fusing import rows_of_parts
 from jaxserve.checkpoint.huggingface import abstract_model, module_names
 from jaxserve.checkpoint.safetensors_files import map_file
 from jaxserve.errors import InputError
 from jaxserve.layers.linear import Linear
 from jaxserve.layers.low_rank import LowRank, adaptable
 from jaxserve.models.config import ModelConfig
-from jaxserve.parallel.mesh import TENSOR
+from jaxserve.parallel.mesh import TENSOR, shardings_by_partition
 
 _CONFIG, _WEIGHTS, _PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
@@ -60,7 +61,7 @@ def read_adapters(named: dict[str, str], config: ModelConfig, mesh: Mesh, dtype:
     pairs = {name: _read(_directory(name, path)) for name, path in named.items()}
     on_mesh = config.over_tensor_axis(mesh.shape[TENSOR])
     placed, stored = (adaptable(nnx.merge(*abstract_model(each, dtype))) for each in (on_mesh, config))
-    modules = {place: names for place, names in module_names(config).items() if place in placed}
+    modules = {place: names for place, names in module_names(config, dtype).items() if place in placed}
     known = {name for names in modules.values() for name in names}
     for name, own in pairs.items():
         if surplus := sorted(own.keys() - known):
@@ -69,15 +70,15 @@ def read_adapters(named: dict[str, str], config: ModelConfig, mesh: Mesh, dtype:
                 f"{config.architecture}; give one that was trained for this model, on its attention and dense MLPs"
             )
     rank = max(len(pair.down) for own in pairs.values() for pair in own.values())
-    found = Adapters(tuple(pairs), {}, {})
+    found, sharding_of = Adapters(tuple(pairs), {}, {}), shardings_by_partition(mesh)
     for place, names in modules.items():
         if not any(name in own for name in names for own in pairs.values()):
             continue
-        layer = _Layer(place, names, placed[place], stored[place])
+        layer = _Layer(names, placed[place], stored[place])
         arrays = layer.low_rank({name: layer.parts_of(name, own) for name, own in pairs.items()}, rank, dtype)
         found.arrays[place] = arrays
         found.shapes[place] = jax.tree.map(
-            lambda array, spec: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=NamedSharding(mesh, spec)),
+            lambda array, spec: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding_of(spec)),
             arrays,
             layer.partition,
         )
@@ -87,12 +88,13 @@ def read_adapters(named: dict[str, str], config: ModelConfig, mesh: Mesh, dtype:
 class _Layer:
     """A linear layer as it stands on the mesh, and as a checkpoint has it: of which modules, by their `names` there."""
 
-    def __init__(self, place: str, names: list[str], placed: Linear, stored: Linear):
+    def __init__(self, names: list[str], placed: Linear, stored: Linear):
         self._names = names
         self._parts = placed.parts
-        self._out, self._in = placed.weight.shape
-        self._rows, self._stored_rows = _rows_of_parts(placed), _rows_of_parts(stored)
-        into, out = placed.weight.get_metadata()["partition"][1], placed.weight.get_metadata()["partition"][0]
+        rows, self._in = placed.weight.shape
+        self._rows = rows_of_parts(rows, placed.parts)
+        self._stored_rows = rows_of_parts(stored.weight.shape[0], stored.parts)
+        out, into = placed.weight.get_metadata()["partition"]
         self.partition = LowRank(PartitionSpec(None, into), (PartitionSpec(out, None),) * len(self._parts))
 
     def parts_of(self, adapter: str, pairs: dict[str, Pair]) -> list[Pair | None]:
@@ -130,11 +132,6 @@ class _Layer:
                     f"{np.dtype(dtype).name}, which would reach the requests of others; leave it out or train it again"
                 )
         return LowRank(down.reshape(-1, self._in), tuple(each.reshape(len(each), -1) for each in up))
-
-
-def _rows_of_parts(linear: Linear) -> list[int]:
-    blocks = linear.weight.shape[0] // sum(linear.parts)
-    return [blocks * part for part in linear.parts]
 
 
 def _directory(name: str, path: str) -> Path:

@@ -21,6 +21,12 @@ class Source(NamedTuple):
 Sources = list[Source] | list[list[Source]]  # the latter for each entry of a stack
 
 
+def rows_of_parts(rows: int, parts: tuple[int, ...]) -> list[int]:
+    """How many rows each part has of a parameter of so many; one part alone is whole, however far that is padded."""
+    blocks = rows // sum(parts) if len(parts) > 1 else 1
+    return [blocks * part for part in parts]
+
+
 def overlaps(
     sources: Sources, shape: tuple[int, ...], index: tuple[slice, ...], shard: np.ndarray
 ) -> Iterator[tuple[Source, np.ndarray, np.ndarray]]:

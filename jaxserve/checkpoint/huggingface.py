@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from jaxserve.checkpoint import eight_bits
 from jaxserve.checkpoint.filling import assign
 from jaxserve.checkpoint.fp8_blocks import Fp8Directory
-from jaxserve.checkpoint.fusing import Source, Sources, overlaps
+from jaxserve.checkpoint.fusing import Source, Sources, overlaps, rows_of_parts
 from jaxserve.checkpoint.packed_integers import PackedDirectory
 from jaxserve.checkpoint.placement import Plan, place
 from jaxserve.checkpoint.safetensors_files import SINGLE_FILE, SafetensorsDirectory, write_file
@@ -28,7 +28,7 @@ from jaxserve.layers.linear import eight_bits as eight_bits_of
 from jaxserve.models.config import Fp8Blocks, ModelConfig
 from jaxserve.models.decoder import Decoder
 from jaxserve.models.registry import ARCHITECTURES, make_model, model_class
-from jaxserve.parallel.mesh import TENSOR
+from jaxserve.parallel.mesh import TENSOR, shardings_by_partition
 
 # Tensors that checkpoints carry and no model needs.
 _DERIVED = re.compile(r"rotary_emb\.inv_freq$")
@@ -89,11 +89,11 @@ def abstract_model(config: ModelConfig, dtype: jnp.dtype) -> tuple[nnx.GraphDef,
     return graph, jax.tree.map(lambda shape: shape, state)
 
 
-def module_names(config: ModelConfig) -> dict[str, list[str]]:
+def module_names(config: ModelConfig, dtype: jnp.dtype) -> dict[str, list[str]]:
     """What a checkpoint calls the modules whose weights each of the model's, such as `layers.0.mlp.gate_up`, fuses."""
     return {
         ".".join(map(str, own.path[:-1])): [name.removesuffix(".weight") for name in own.names]
-        for own in _abstract_model(config, jnp.dtype(jnp.float32)).parameters
+        for own in _abstract_model(config, dtype).parameters
         if own.path[-1] == "weight" and own.stack is None
     }
 
@@ -125,7 +125,7 @@ def load_weights(
     """
     model = _abstract_model(config.over_tensor_axis(mesh.shape[TENSOR]), dtype or jnp.dtype(jnp.float32))
     unrepeated = _abstract_model(config, dtype or jnp.dtype(jnp.float32))
-    sharding_of = functools.cache(lambda partition: NamedSharding(mesh, partition))
+    sharding_of = shardings_by_partition(mesh)
     files = _files(directory, config)
     used, plans = set(), []
     for stored, target in zip(unrepeated.parameters, model.parameters, strict=True):
@@ -226,8 +226,7 @@ def _hf_names(model: type[Decoder], path: tuple) -> list[str]:
 
 def _stored_shapes(stored: _Parameter) -> list[tuple[int, ...]]:
     """The shapes of the tensors that make up a parameter; one alone has all parts, one after the other."""
-    blocks = stored.shape[0] // sum(stored.parts) if len(stored.parts) > 1 else 1
-    rows = [blocks * part for part in stored.parts]
+    rows = rows_of_parts(stored.shape[0], stored.parts)
     return [(height, *stored.shape[1:]) for height in ([sum(rows)] if len(stored.names) == 1 else rows)]
 
 
@@ -261,8 +260,7 @@ def _parts(
 
     One tensor for several parts has them fused already, one after the other.
     """
-    blocks = shape[0] // sum(parts) if len(parts) > 1 else 1
-    rows = [blocks * part for part in parts]
+    rows = rows_of_parts(shape[0], parts)
     for name, tensor, height in zip(names, tensors, [sum(rows)] if len(names) == 1 else rows, strict=True):
         found, expected = list(tensor.shape), [height, *shape[1:]]
         if found != expected:

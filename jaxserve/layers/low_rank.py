@@ -1,5 +1,6 @@
 """What adapters add to linear layers: a product of low rank each (LoRA; Hu et al., 2021, arXiv:2106.09685)."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -45,8 +46,4 @@ def adapt(model: nnx.Module, low_ranks: dict[str, LowRank], adapters: jax.Array,
     """Let the layers of `model` that stand in `low_ranks` add what the rows' `adapters`, int32 `[rows]`, do."""
     for place, linear in adaptable(model).items():
         if place in low_ranks:
-            linear.add = _adding(low_ranks[place], adapters, count, linear.parts)
-
-
-def _adding(low_rank: LowRank, adapters: jax.Array, count: int, parts: tuple[int, ...]) -> Any:
-    return lambda x: low_rank.of_rows(x, adapters, count=count, parts=parts)
+            linear.add = partial(low_ranks[place].of_rows, adapters=adapters, count=count, parts=linear.parts)

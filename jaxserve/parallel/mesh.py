@@ -1,6 +1,7 @@
 """The device mesh, and where each parameter lies on it."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,9 +29,14 @@ def sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*axes))
 
 
+def shardings_by_partition(mesh: Mesh) -> Callable[[PartitionSpec], NamedSharding]:
+    """A function from a parameter's `partition` to its sharding: one object each, with which JAX is quicker."""
+    return functools.cache(lambda partition: NamedSharding(mesh, partition))
+
+
 def parameter_shardings(mesh: Mesh, state: nnx.State) -> Any:
     """For every parameter of `state`, the sharding that its `partition` rule gives on `mesh`; a tree like `state`'s."""
-    of = functools.cache(lambda partition: NamedSharding(mesh, partition))  # one object each: JAX is quicker with these
+    of = shardings_by_partition(mesh)
     return nnx.map_state(lambda _, variable: of(variable.get_metadata()["partition"]), state)
 
 
