@@ -134,6 +134,13 @@ class EngineConfig(Settings):
         True, "keep the pages of finished prompts and completions, for those that begin with the same tokens"
     )
     tensor_parallel_size: int = setting(1, "devices that share every layer")
+    coordinator_address: str | None = setting(
+        None,
+        "host:port of the first of several processes that share the model, mostly one a host, which the others can "
+        "reach; run the same command for each",
+    )
+    num_processes: int = setting(1, "how many these are")
+    process_id: int = setting(0, "the number of this one, from 0 on; the first answers, and its settings count")
     attention_backend: str = setting(
         "auto",
         f"what attention runs in: {', '.join(ATTENTION_BACKENDS)}; auto takes mosaic_gpu on Hopper GPUs"
@@ -167,6 +174,7 @@ class EngineConfig(Settings):
         self._at_least(1, "tensor_parallel_size", "page_size")
         self._at_least(1, "max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_decode_steps", "num_pages")
         self._at_least(0, "max_logprobs")
+        self._check_processes()
         if not 0 < self.gpu_memory_utilization <= 1:
             raise InputError(
                 f"gpu_memory_utilization is {self.gpu_memory_utilization!r}; give a share above 0 and at most 1"
@@ -177,6 +185,25 @@ class EngineConfig(Settings):
             raise InputError(f"decode_burst_ms is {self.decode_burst_ms!r}; give milliseconds from 0 on")
 
         self._check_adapters()
+
+    def _check_processes(self) -> None:
+        host, _, port = (self.coordinator_address or "").rpartition(":")
+        if self.coordinator_address is not None and not (host and port.isdecimal() and 0 < int(port) < 2**16):
+            raise InputError(
+                f"coordinator_address is {self.coordinator_address!r}; give host:port of the first process, such as "
+                "10.0.0.1:8476"
+            )
+        self._at_least(1, "num_processes")
+        self._at_least(0, "process_id")
+        if self.process_id >= self.num_processes:
+            raise InputError(
+                f"process_id is {self.process_id} of num_processes={self.num_processes}; they are numbered from 0 on"
+            )
+        if self.num_processes > 1 and self.coordinator_address is None:
+            raise InputError(
+                f"num_processes is {self.num_processes} and there is no coordinator_address; give the first "
+                "one's host:port"
+            )
 
     @property
     def adapters(self) -> dict[str, str]:

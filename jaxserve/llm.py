@@ -17,6 +17,7 @@ from jaxserve.chat.template import checked_arguments
 from jaxserve.chat.tools import Choice, Tools
 from jaxserve.config import EngineConfig
 from jaxserve.engine.engine import Engine
+from jaxserve.engine.follower import follow
 from jaxserve.engine.input_processor import Prompt
 from jaxserve.engine.scoring import SCORING, Score, normalised, paired, read_score, scored_tokens
 from jaxserve.engine.startup import load
@@ -37,11 +38,18 @@ class LLM:
 
     `progress` shows bars on a terminal; `settings` are the fields of `EngineConfig`. Not thread-safe: a server has an
     engine in a process of its own (`server/core/`).
+
+    Of several processes (`num_processes`), which may all run the same script, only the first gets past this line: the
+    others do its steps with it, and then `SystemExit` ends them.
     """
 
     def __init__(self, model: str | None = None, *, progress: bool = True, **settings: Any):
         config = EngineConfig.from_settings({"model": model} | settings)
         self._progress = progress
+        if config.process_id:
+            with ProgressBars(enabled=progress) as bars:
+                follow(config, bars)
+            raise SystemExit
         with ProgressBars(enabled=progress) as bars:
             self.engine = Engine(load(config, bars))
         self._ids = itertools.count()

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import jaxserve
 from jaxserve.cli.flags import Flags
 from jaxserve.config import EngineConfig, read_preset
 from jaxserve.errors import InputError
+from jaxserve.progress import ProgressBars
 from jaxserve.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -22,7 +24,8 @@ SAMPLING = Flags("sampling (what is left out, the model's generation_config.json
 )
 
 TEXT_ENGINE = ENGINE.without("skip_tokenizer_init")
-BENCH_ENGINE = TEXT_ENGINE.without("tokenizer")  # token ids in, token ids out
+# Token ids in, token ids out; and the memory's bandwidth is measured before, which several processes cannot.
+BENCH_ENGINE = TEXT_ENGINE.without("tokenizer", "coordinator_address", "num_processes", "process_id")
 
 PRESETS = Path(jaxserve.__file__).parent.parent / "configs"  # in a checkout
 
@@ -72,6 +75,18 @@ def start_llm(config: EngineConfig) -> "LLM":
     from jaxserve.llm import LLM  # on demand: it brings JAX with it
 
     return LLM(**dataclasses.asdict(config), progress=sys.stderr.isatty())
+
+
+def follow(config: EngineConfig) -> None:
+    """Do the steps of the first of several processes, until it ends."""
+    from jaxserve.engine.follower import follow  # on demand: it brings JAX with it
+
+    # Who ends a job signals all its processes; this one is needed until the first has finished what it was asked.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    first = f"process 0 at {config.coordinator_address}"
+    print(f"Process {config.process_id} of {config.num_processes} works for {first}", file=sys.stderr, flush=True)
+    with ProgressBars() as bars:
+        follow(config, bars)
 
 
 def _find_preset(name: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from jaxserve.cli.flags import Parser
-from jaxserve.cli.options import add_engine_flags, engine_config
+from jaxserve.cli.options import add_engine_flags, engine_config, follow
 from jaxserve.errors import InputError
 from jaxserve.progress import ProgressBars
 from jaxserve.server.config import ServerConfig
@@ -48,8 +48,11 @@ def parser() -> Parser:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    _check_files(arguments.input_file, arguments.output_file)
     config = engine_config(arguments)
+    if config.process_id:
+        follow(config)
+        return
+    _check_files(arguments.input_file, arguments.output_file)
     lines = _read(arguments.input_file)
     from jaxserve.server import logs  # on demand, as the web framework takes a moment
     from jaxserve.server.app import build_app

@@ -3,7 +3,7 @@
 import argparse
 
 from jaxserve.cli.flags import Flags, Parser
-from jaxserve.cli.options import ENGINE, add_engine_flags, read_settings
+from jaxserve.cli.options import ENGINE, add_engine_flags, follow, read_settings
 from jaxserve.server.config import ServerConfig
 
 SERVER = Flags("server", ServerConfig)
@@ -26,6 +26,9 @@ def parser() -> Parser:
 
 def run(arguments: argparse.Namespace) -> None:
     config, server = read_settings(arguments, ENGINE, SERVER)
+    if config.process_id:
+        follow(config)
+        return
     from jaxserve.server.serve import run as serve  # on demand, as the web framework takes a moment
 
     serve(config, server)

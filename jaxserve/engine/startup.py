@@ -1,6 +1,7 @@
 """From settings to a runner that is ready: model, mesh, weights, pages, programs."""
 
 import dataclasses
+import importlib.metadata
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -8,8 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxserve.chat.format import ChatFormat
 from jaxserve.checkpoint.adapters import read_adapters
@@ -23,6 +26,7 @@ from jaxserve.engine.sizes import ON_CPU, ON_GPU, Sizes, sizes_of
 from jaxserve.errors import InputError
 from jaxserve.models.config import ModelConfig
 from jaxserve.parallel.mesh import make_mesh, placed_shapes
+from jaxserve.parallel.processes import Processes, join
 from jaxserve.runner.buckets import MIN_DECODE_ROWS, TILE_SIZE, Buckets
 from jaxserve.runner.cache_layout import CacheLayout
 from jaxserve.runner.memory import array_bytes, plan_pages, reserve_gpu_memory
@@ -53,6 +57,7 @@ class Loaded:
     attention: str  # what runs attention, and why
     seconds: dict[str, float]  # by stage
     adapters: tuple[str, ...] = ()  # by name
+    processes: Processes = dataclasses.field(default_factory=Processes)
 
     @property
     def limits(self) -> Limits:
@@ -67,7 +72,24 @@ class Loaded:
 
 
 def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
-    """Load and compile everything; `InputError` for a checkpoint or a setting that cannot be served."""
+    """Load and compile everything; `InputError` for a checkpoint or a setting that cannot be served.
+
+    Of several processes each calls it, and has what the first one's `config` says.
+    """
+    reserve_gpu_memory(config.gpu_memory_utilization)  # before JAX starts
+    if config.num_processes == 1 or config.coordinator_address is None:
+        return _load(config, Processes(), on_progress)
+    processes = join(config.coordinator_address, config.num_processes, config.process_id)
+    try:
+        first, *_ = processes.gather(config)
+        return _load(dataclasses.replace(first, process_id=config.process_id), processes, on_progress)
+    except BaseException as error:
+        what = str(error) if isinstance(error, InputError) else type(error).__name__
+        processes.leave(f"cannot start: {what}")
+        raise
+
+
+def _load(config: EngineConfig, processes: Processes, on_progress: OnProgress) -> Loaded:
     seconds: dict[str, float] = {}
     start = time.perf_counter()
 
@@ -75,7 +97,6 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
         nonlocal start
         seconds[name], start = time.perf_counter() - start, time.perf_counter()
 
-    reserve_gpu_memory(config.gpu_memory_utilization)
     files, hf, model, dtype = served_model(config, with_weights=config.load_format != "dummy")
     generation = read_generation_config(files.config)
     eos, defaults = eos_token_ids(generation, hf), sampling_defaults(generation)
@@ -89,7 +110,7 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
     chat = chat_format(tokenizer, config)
     stage_done("configuration and tokenizer")
 
-    mesh = make_mesh(config.tensor_parallel_size)
+    mesh = make_mesh(config.tensor_parallel_size, of_all_processes=processes.count > 1)
     placed = model.over_tensor_axis(config.tensor_parallel_size)
     attention, mixed = _attention(config, placed, dtype, mesh.devices)
     graph, shapes = abstract_model(placed, dtype)
@@ -97,13 +118,15 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
     named = dataclasses.replace(config, model=files.name, tokenizer=tokenizer_path)
     adapters = read_adapters(config.adapters, model, mesh, dtype)
     weight_bytes = array_bytes(shapes) + array_bytes(adapters.shapes)
-    resolved, buckets, layout = _resolve(named, placed, weight_bytes, mesh.devices, dtype, mixed=mixed)
+    resolved, buckets, layout = _resolve(named, placed, weight_bytes, mesh, processes, dtype, mixed=mixed)
+    _check_alike(processes, placed, buckets, layout, attention)
     runner = Runner(
         graph,
         shapes,
         adapters,
         placed,
         mesh,
+        processes,
         buckets,
         layout,
         num_pages=resolved.num_pages,
@@ -124,6 +147,7 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
 
         def on_compiled(done: int, total: int) -> None:
             on_progress("programs", done, total)
+            processes.check()
             if loading.done():
                 loading.result()  # weights that cannot be loaded end it at once
 
@@ -133,8 +157,21 @@ def load(config: EngineConfig, on_progress: OnProgress) -> Loaded:
         placing = time.perf_counter()
         runner.place(weights)
         seconds["page pool"] = time.perf_counter() - placing
+    processes.gather("ready")  # whoever fails before says why, and none begins a step that another never joins
     parts = resolved, model, tokenizer, chat, eos, defaults, buckets, layout, runner, attention, seconds
-    return Loaded(*parts, adapters.names)
+    return Loaded(*parts, adapters.names, processes)
+
+
+def _check_alike(processes: Processes, *programs: Any) -> None:
+    """`InputError` unless all processes make the same programs, of what has this `repr`."""
+    versions = jax.__version__, importlib.metadata.version("jaxserve")
+    first, *others = processes.gather((versions, repr(programs)))
+    for number, other in enumerate(others, 1):
+        if other != first:
+            raise InputError(
+                f"process {number} would run other programs than process 0; give both the same model files, versions "
+                "of jaxserve and JAX, and machines"
+            )
 
 
 def _attention(config: EngineConfig, model: ModelConfig, dtype: jnp.dtype, devices: np.ndarray) -> tuple[str, bool]:
@@ -171,10 +208,17 @@ def _attention(config: EngineConfig, model: ModelConfig, dtype: jnp.dtype, devic
 
 
 def _resolve(
-    config: EngineConfig, model: ModelConfig, weight_bytes: int, devices: np.ndarray, dtype: jnp.dtype, *, mixed: bool
+    config: EngineConfig,
+    model: ModelConfig,
+    weight_bytes: int,
+    mesh: Mesh,
+    processes: Processes,
+    dtype: jnp.dtype,
+    *,
+    mixed: bool,
 ) -> tuple[ResolvedConfig, Buckets, CacheLayout]:
     """Every setting that was left open, from the model, the platform and the memory; and what follows from them."""
-    on_cpu = devices.flat[0].platform == "cpu"
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
     defaults = ON_CPU if on_cpu else ON_GPU
 
     def sizes(config: EngineConfig) -> Sizes:
@@ -183,7 +227,7 @@ def _resolve(
             model,
             dtype,
             defaults,
-            min_decode_rows=1 if products_run_natively(dtype, devices) else MIN_DECODE_ROWS,
+            min_decode_rows=1 if products_run_natively(dtype, mesh.devices) else MIN_DECODE_ROWS,
             smallest_tile=1 if on_cpu else TILE_SIZE,  # kernels take whole tiles only
             mixed=mixed,
         )
@@ -193,12 +237,13 @@ def _resolve(
     num_pages = config.num_pages or plan_pages(
         page_bytes=asked.page_bytes,
         wanted=asked.wanted_pages,
-        device=devices.flat[0],
-        devices=devices.size,
+        device=mesh.local_devices[0],
+        devices=mesh.devices.size,
         utilization=config.gpu_memory_utilization,
         weight_bytes=weight_bytes,
         working_bytes=asked.working_bytes,
     )
+    num_pages = min(processes.gather(num_pages))
     if layout.pages_of(max_model_len) > num_pages:
         held = layout.longest_within(num_pages, max_model_len)
         if not held or config.max_model_len is not None:

@@ -14,15 +14,22 @@ from jaxserve.errors import InputError
 TENSOR = "tensor"  # the axis over which heads, MLP columns and the vocabulary are split
 
 
-def make_mesh(tensor_parallel_size: int) -> Mesh:
-    """A mesh over the first `tensor_parallel_size` devices."""
-    devices = jax.devices()
+def make_mesh(tensor_parallel_size: int, *, of_all_processes: bool = False) -> Mesh:
+    """A mesh over the first `tensor_parallel_size` devices, of this process alone or `of_all_processes`."""
+    devices = jax.devices() if of_all_processes else jax.local_devices()
     if tensor_parallel_size > len(devices):
         raise InputError(
             f"tensor_parallel_size={tensor_parallel_size} needs as many devices and JAX sees {len(devices)} "
             f"({devices[0].platform}); lower it, or on a CPU simulate devices with jax_num_cpu_devices"
         )
-    return Mesh(np.asarray(devices[:tensor_parallel_size]), (TENSOR,))
+    taken = devices[:tensor_parallel_size]
+    without = {device.process_index for device in devices} - {device.process_index for device in taken}
+    if without:
+        raise InputError(
+            f"tensor_parallel_size={tensor_parallel_size} leaves process {min(without)} without work, as the processes "
+            f"before it have as many devices; raise it to at most {len(devices)}, or start fewer processes"
+        )
+    return Mesh(np.asarray(taken), (TENSOR,))
 
 
 def sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:

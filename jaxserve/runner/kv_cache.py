@@ -27,14 +27,12 @@ class KVCache(NamedTuple):
     v: tuple[jax.Array | None, ...]
 
     @classmethod
-    def empty(
-        cls, config: ModelConfig, layout: CacheLayout, *, num_pages: int, dtype: jnp.dtype, mesh: Mesh
-    ) -> "KVCache":
-        """Zeroed pages for `config` as it stands on the mesh (`over_tensor_axis`)."""
+    def empty(cls, config: ModelConfig, layout: CacheLayout, *, num_pages: int, dtype: jnp.dtype) -> "KVCache":
+        """Zeroed pages for `config` as it stands on a mesh (`over_tensor_axis`)."""
 
         def pages(dim: int) -> jax.Array:
             shape = (num_pages, config.num_kv_heads, layout.page_size, dim)
-            return jnp.zeros(shape, dtype, device=cls.sharding(mesh))
+            return jnp.zeros(shape, dtype)
 
         arrays = range(layout.num_arrays)
         return cls(

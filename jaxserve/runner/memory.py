@@ -120,18 +120,21 @@ def step_weight_bytes(config: ModelConfig, weights: Any) -> int:
 def check_state(state: Any, weights: Any, devices: np.ndarray, *, num_pages: int, max_num_seqs: int) -> None:
     """`InputError` if arrays of these shapes are more than all memory, so that nobody begins to fill it with them.
 
-    What is free of a CPU's is an estimate that others change meanwhile: beyond it there is a warning only.
+    What is free of a CPU's is an estimate that others change meanwhile: beyond it there is a warning only. Other
+    processes' machines are taken to be as this one.
     """
     wanted = array_bytes(state) + array_bytes(weights)
-    stats = _stats(devices.flat[0])
+    own = [device for device in devices.flat if device.process_index == jax.process_index()]
+    hosts = devices.size // len(own)
+    stats = _stats(own[0])
     if stats is None:
-        there = _host_bytes() + _of_the_system("SwapTotal")
+        there = hosts * (_host_bytes() + _of_the_system("SwapTotal"))
     else:
         there = stats["bytes_limit"] * devices.size
     if wanted > there:
         told = f"there are {there / _GIB:.1f} GiB of memory"
         raise too_large(state, weights, told, num_pages=num_pages, max_num_seqs=max_num_seqs)
-    free = _of_the_system("MemAvailable") + _of_the_system("SwapFree")
+    free = hosts * (_of_the_system("MemAvailable") + _of_the_system("SwapFree"))
     if stats is None and 0 < free < wanted:
         warnings.warn(
             f"weights and pages take {wanted / _GIB:.1f} GiB and some {free / _GIB:.1f} GiB of memory are free; lower "

@@ -40,7 +40,7 @@ class ProgramCache:
     def __init__(self, directory: str, devices: Sequence[jax.Device], *parts: Any):
         self._directory = Path(directory).expanduser() / "programs" if directory else None
         self._devices = list(devices)
-        self._parts = repr(([device.id for device in devices], parts))
+        self._parts = repr(([device.id for device in devices], jax.process_index(), parts))
         self._given_up = threading.Lock()  # held for good by the first thread that cannot write
 
     def get(self, name: str, compile_: Callable[[], jax.stages.Compiled]) -> jax.stages.Compiled:

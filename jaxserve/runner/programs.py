@@ -39,15 +39,14 @@ class SlotState(NamedTuple):
     vocab: VocabState  # [slots, vocab]
 
     @classmethod
-    def empty(cls, *, slots: int, groups: int, max_pages: int, vocab_size: int, mesh: Mesh) -> "SlotState":
-        state = cls(
+    def empty(cls, *, slots: int, groups: int, max_pages: int, vocab_size: int) -> "SlotState":
+        return cls(
             jnp.zeros(slots, jnp.int32),
             jnp.full((groups, slots, max_pages), -1, jnp.int32),
             SamplingRows.empty(slots),
             jnp.zeros(slots, jnp.int32),
             VocabState.empty(slots, vocab_size),
         )
-        return jax.device_put(state, sharding(mesh))
 
 
 class DeviceState(NamedTuple):

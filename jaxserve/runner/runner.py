@@ -11,8 +11,10 @@ from jax.sharding import Mesh, NamedSharding
 
 from jaxserve.checkpoint.adapters import Adapters
 from jaxserve.checkpoint.exchange import Handover, match, place_like
+from jaxserve.errors import InputError
 from jaxserve.models.config import ModelConfig
 from jaxserve.parallel.mesh import sharding
+from jaxserve.parallel.processes import Processes
 from jaxserve.runner.buckets import Buckets, PrefillBucket
 from jaxserve.runner.cache_layout import CacheLayout
 from jaxserve.runner.compilation import compile_all
@@ -50,6 +52,7 @@ class Runner:
         adapters: Adapters,
         config: ModelConfig,
         mesh: Mesh,
+        processes: Processes,
         buckets: Buckets,
         layout: CacheLayout,
         *,
@@ -66,18 +69,17 @@ class Runner:
         self.weight_bytes_per_step = step_weight_bytes(config, shapes) + array_bytes(adapters.shapes)
         self._config = config
         self._buckets, self._layout = buckets, layout
-        self._mesh = mesh
+        self._mesh, self._processes = mesh, processes
         self._dtype = dtype = jax.tree.leaves(shapes["embedding"])[0].dtype
 
         def empty() -> DeviceState:
             return DeviceState(
-                KVCache.empty(config, layout, num_pages=num_pages, dtype=dtype, mesh=mesh),
+                KVCache.empty(config, layout, num_pages=num_pages, dtype=dtype),
                 SlotState.empty(
                     slots=buckets.max_num_seqs,
                     groups=len(layout.windows),
                     max_pages=buckets.max_pages,
                     vocab_size=config.vocab_size,
-                    mesh=mesh,
                 ),
             )
 
@@ -120,7 +122,7 @@ class Runner:
             (LogprobRows, tokens): partial(self._compile_prompt_logprobs, tokens)
             for tokens in sorted({bucket.tokens for bucket in self._buckets.prefill}, reverse=True)
         }
-        programs |= {VocabRow: self._compile_vocab_row, Masks: self._compile_masks}
+        programs |= {VocabRow: self._compile_vocab_row, Masks: self._compile_masks, DeviceState: self._compile_empty}
         tasks = [partial(self._cache.get, repr(key), compile_) for key, compile_ in programs.items()]
         self._compiled = dict(zip(programs, compile_all(tasks, on_compiled), strict=True))
 
@@ -129,18 +131,18 @@ class Runner:
 
         Not before the programs are compiled: on a GPU, XLA tries kernels out meanwhile, in memory of the device.
         """
-        where = jax.tree.map(lambda shape: shape.sharding, self._adapters.shapes)
-        adapters = jax.device_put(self._adapters.arrays, where)
+        adapters = jax.tree.map(_whole, self._adapters.arrays, self._adapters.shapes)
         self._weights = jax.tree.leaves((weights, adapters))
         try:
-            self.state = self._empty_state()
+            self.state = self._compiled[DeviceState]()
         except (ValueError, jax.errors.JaxRuntimeError) as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             raise too_large(self._state_shapes, self._shapes, "so much is not free", **self._sizes) from error
 
     def dispatch(self, batch: StepBatch) -> StepResult:
-        """Start one step; the result's arrays are on the device, under way."""
+        """Start one step, in all processes; the result's arrays are on the device, under way."""
+        self._processes.tell(batch)
         for loaded in (*batch.vocab_rows, *batch.masks):
             vocab = self._compiled[type(loaded)](self.state.slots.vocab, loaded)
             self.state = self.state._replace(slots=self.state.slots._replace(vocab=vocab))
@@ -174,6 +176,8 @@ class Runner:
 
     def check_weights(self, new: nnx.State) -> list[Handover]:
         """What `update_weights` takes; `InputError` if `new` does not belong to this model. Nothing is moved yet."""
+        if self._processes.count > 1:
+            raise InputError("weights are updated within one process only, and several run this model")
         return match(new, self.weights, self._config)
 
     def update_weights(self, new: list[Handover]) -> None:
@@ -198,7 +202,8 @@ class Runner:
         )
 
     def close(self) -> None:
-        """Free the device's memory."""
+        """Free the device's memory, in all processes."""
+        self._processes.leave()
         for array in jax.tree.leaves(self.state):
             array.delete()
         self._weights.clear()  # others may hold them too
@@ -232,6 +237,10 @@ class Runner:
         with jax.set_mesh(self._mesh):
             return self._compiled_of(program.lower(self._shapes, hidden, np.zeros(tokens, np.int32)))
 
+    def _compile_empty(self) -> jax.stages.Compiled:
+        state = jax.tree.map(lambda shape: shape.sharding, self._state_shapes)
+        return self._compiled_of(jax.jit(self._empty_state, out_shardings=state).lower())
+
     def _compile_vocab_row(self) -> jax.stages.Compiled:
         size = self._vocab_size
         row = VocabRow(np.int32(0), np.zeros(size, bool), np.zeros(size, np.int32), np.zeros(size, np.float32))
@@ -248,6 +257,11 @@ class Runner:
 
     def _compiled_of(self, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
         return lowered.compile(compiler_options=_COMPILER_OPTIONS.get(self._mesh.devices.flat[0].platform))
+
+
+def _whole(array: np.ndarray, shape: jax.ShapeDtypeStruct) -> jax.Array:
+    """The array on its devices, of which each process places its own."""
+    return jax.make_array_from_callback(array.shape, shape.sharding, lambda index: array[index])
 
 
 def _placed(where: NamedSharding, shapes: Any) -> Any:

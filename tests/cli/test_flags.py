@@ -14,7 +14,10 @@ from jaxserve.config import EngineConfig, read_preset
 from jaxserve.errors import InputError
 from jaxserve.sampling_params import SamplingParams
 
-# For each engine setting, what the command line says and the value that it stands for.
+# These go together.
+PROCESSES = {"coordinator_address": "10.0.0.1:8476", "num_processes": 4, "process_id": 3}
+
+# For each other engine setting, what the command line says and the value that it stands for.
 ENGINE_FLAGS = {
     "model": (["--model", "some/where"], "some/where"),
     "revision": (["--revision", "0a1b2c"], "0a1b2c"),
@@ -72,13 +75,18 @@ def config(words: list[str]) -> EngineConfig:
 
 
 def test_every_engine_setting_has_a_flag():
-    assert list(ENGINE_FLAGS) == [field.name for field in dataclasses.fields(EngineConfig)]
+    assert {*ENGINE_FLAGS, *PROCESSES} == {field.name for field in dataclasses.fields(EngineConfig)}
 
 
 @pytest.mark.parametrize("name", ENGINE_FLAGS)
 def test_an_engine_flag_sets_its_field_alone(name: str):
     words, value = ENGINE_FLAGS[name]
     assert config(words) == EngineConfig(**{name: value})
+
+
+def test_the_flags_of_one_of_several_processes_set_their_fields():
+    words = ["--coordinator-address", "10.0.0.1:8476", "--num-processes", "4", "--process-id", "3"]
+    assert config(words) == EngineConfig(**PROCESSES)
 
 
 @pytest.mark.parametrize("name", SAMPLING_FLAGS)
@@ -133,6 +141,11 @@ def test_a_flag_wins_over_the_preset_and_the_preset_over_the_default(tmp_path: P
         (["--page-size", "0"], "page_size is 0; give an integer from 1 on"),
         (["--dtype", "int8"], "give one of auto, bfloat16"),
         (["--attention-backend", "cuda"], "attention_backend is 'cuda'; give one of auto, mosaic_gpu, native, xla"),
+        (["--coordinator-address", "host"], "coordinator_address is 'host'; give host:port of the first process"),
+        (["--coordinator-address", "host:70000"], "coordinator_address is 'host:70000'; give host:port"),
+        (["--num-processes", "2"], "num_processes is 2 and there is no coordinator_address; give the first one's"),
+        (["--process-id", "1"], "process_id is 1 of num_processes=1; they are numbered from 0 on"),
+        (["--process-id", "-1"], "process_id is -1; give an integer from 0 on"),
         (["stray"], "no place for the argument 'stray'"),
         (["--config", "nowhere"], "the presets here are demo-cpu"),
     ],

@@ -12,6 +12,7 @@ from jaxserve import LLM
 from jaxserve.errors import InputError
 from jaxserve.runner import memory
 from jaxserve.runner.memory import check_state, plan_pages, reserve_gpu_memory
+from jaxserve.runner.programs import DeviceState
 from jaxserve.runner.runner import Runner
 
 GIB = 2**30
@@ -31,6 +32,7 @@ class GPU:
     share: float
     others: int = 0
     platform: str = "cuda"
+    process_index: int = 0
 
     def memory_stats(self) -> dict[str, int]:
         return {"bytes_limit": int(self.share * 100 * GIB), "bytes_in_use": self.others * GIB}
@@ -147,6 +149,6 @@ def test_memory_that_turns_out_to_be_missing_is_told_in_a_sentence(monkeypatch):
     def exhausted():
         raise ValueError("RESOURCE_EXHAUSTED: Out of memory allocating 2457600000 bytes.")
 
-    monkeypatch.setattr(Runner, "compile", lambda runner, _: setattr(runner, "_empty_state", exhausted))
+    monkeypatch.setattr(Runner, "compile", lambda runner, _: runner._compiled.update({DeviceState: exhausted}))
     with pytest.raises(InputError, match=r"num_pages=40 and max_num_seqs=2 take .* and so much is not free; lower"):
         LLM(num_pages=40, max_num_seqs=2, progress=False)

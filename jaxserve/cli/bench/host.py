@@ -50,7 +50,7 @@ def host_seconds(sequences: int, steps: int, *, stream: bool) -> dict[str, float
     """Statistics of the seconds that the host spends on a decode step of so many sequences."""
     from jaxserve.cli.bench.measurement import summary
 
-    engine = _decoding_engine(sequences, steps, stream=stream)
+    engine = decoding_engine(sequences, steps, stream=stream)
     seconds = []
     for _ in range(steps):
         start = time.perf_counter()
@@ -59,7 +59,7 @@ def host_seconds(sequences: int, steps: int, *, stream: bool) -> dict[str, float
     return summary(seconds) or {}
 
 
-def _decoding_engine(sequences: int, steps: int, *, stream: bool) -> "Engine":
+def decoding_engine(sequences: int, steps: int, *, stream: bool) -> "Engine":
     """An engine in which so many sequences decode, and go on doing so for `steps` steps."""
     from jaxserve.engine.simulation import simulated_engine
     from jaxserve.runner.simulated import CostModel

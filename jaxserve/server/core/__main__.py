@@ -45,6 +45,9 @@ def main(fd: int) -> int:
     serving.set()
     try:
         CoreLoop(engine, channel).run()
+    except InputError as error:  # of several processes, another one has ended
+        logger.error("the engine has failed: %s", error)
+        return 1
     except Exception:
         logger.exception("the engine has failed")
         return 1
