@@ -39,6 +39,12 @@ def renderer() -> Renderer:
 
 
 @pytest.fixture(scope="module")
+def patient_renderer() -> Renderer:
+    """Which runs out of memory first, on any machine."""
+    return Renderer(seconds=30, max_bytes=2**28, characters=10_000)
+
+
+@pytest.fixture(scope="module")
 def tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(DEMO_MODEL)
 
@@ -91,9 +97,9 @@ def test_a_template_that_does_not_end_is_ended(renderer: Renderer):
 
 
 @pytest.mark.parametrize("name", GREEDY)
-def test_a_template_that_wants_all_memory_does_not_get_it(name: str, renderer: Renderer):
-    assert "it needs too much memory" in refusal(GREEDY[name], renderer)
-    assert ChatTemplate("{{ messages[0].role }}", {}, renderer).render([USER]) == "user"
+def test_a_template_that_wants_all_memory_does_not_get_it(name: str, patient_renderer: Renderer):
+    assert "it needs too much memory" in refusal(GREEDY[name], patient_renderer)
+    assert ChatTemplate("{{ messages[0].role }}", {}, patient_renderer).render([USER]) == "user"
 
 
 def test_a_text_that_is_too_long_is_refused(renderer: Renderer):
