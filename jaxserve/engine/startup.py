@@ -1,7 +1,6 @@
 """From settings to a runner that is ready: model, mesh, weights, pages, programs."""
 
 import dataclasses
-import importlib.metadata
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +29,7 @@ from jaxserve.parallel.processes import Processes, join
 from jaxserve.runner.buckets import MIN_DECODE_ROWS, TILE_SIZE, Buckets
 from jaxserve.runner.cache_layout import CacheLayout
 from jaxserve.runner.memory import array_bytes, plan_pages, reserve_gpu_memory
+from jaxserve.runner.program_cache import sources_digest
 from jaxserve.runner.runner import Runner
 from pallas_kernels.attention_shape import AttentionShape
 from pallas_kernels.implementations import MOSAIC_GPU, NATIVE, is_hopper
@@ -164,8 +164,9 @@ def _load(config: EngineConfig, processes: Processes, on_progress: OnProgress) -
 
 def _check_alike(processes: Processes, *programs: Any) -> None:
     """`InputError` unless all processes make the same programs, of what has this `repr`."""
-    versions = jax.__version__, importlib.metadata.version("jaxserve")
-    first, *others = processes.gather((versions, repr(programs)))
+    if processes.count == 1:
+        return
+    first, *others = processes.gather((jax.__version__, sources_digest(), repr(programs)))
     for number, other in enumerate(others, 1):
         if other != first:
             raise InputError(

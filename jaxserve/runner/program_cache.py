@@ -110,11 +110,13 @@ def _environment() -> str:
         devices[0][0] == "cpu" and library.available(),  # makes the kernels known, too, that a program may call
         flags,
         sorted(settings.items()),
-        _sources(),
+        sources_digest(),
     )
 
 
-def _sources() -> str:
+@cache
+def sources_digest() -> str:
+    """A hash of the code that programs are traced from."""
     found = hashlib.sha256()
     package = Path(__file__).parent.parent
     for root in (*(package / part for part in _PARTS), Path(pallas_kernels.__file__).parent):

@@ -50,7 +50,7 @@ def test_a_change_of_code_flags_or_settings_is_another_program(tmp_path, monkeyp
     get(tmp_path, compiler)
     program_cache._environment.cache_clear()
     if change == "sources":
-        monkeypatch.setattr(program_cache, "_sources", lambda: "edited")
+        monkeypatch.setattr(program_cache, "sources_digest", lambda: "edited")
     elif change == "flags":
         monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
     with jax.default_matmul_precision("float32" if change == "setting" else None):
