@@ -107,6 +107,14 @@ class EngineConfig(Settings):
     lora_modules: tuple[str, ...] = setting(
         (), "LoRA adapter that requests may name, as name=directory or name=hub id, in the format that PEFT saves"
     )
+    max_loras: int | None = setting(
+        None,
+        "places for adapters: more than there are lora_modules let others come and go while the engine runs, with "
+        "memory for all layers; as many as lora_modules if left out",
+    )
+    max_lora_rank: int | None = setting(
+        None, "largest rank that there is memory for in each place; the largest of lora_modules if left out, or 16"
+    )
     max_model_len: int | None = setting(
         None, "most tokens of prompt and completion together; the model's own limit if left out"
     )
@@ -172,6 +180,7 @@ class EngineConfig(Settings):
         self._one_of("reasoning_parser", REASONING_PARSERS)
         self._one_of("tool_call_parser", TOOL_CALL_PARSERS)
         self._at_least(1, "tensor_parallel_size", "page_size")
+        self._at_least(1, "max_loras", "max_lora_rank")
         self._at_least(1, "max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_decode_steps", "num_pages")
         self._at_least(0, "max_logprobs")
         self._check_processes()
@@ -219,6 +228,15 @@ class EngineConfig(Settings):
             if name in names:
                 raise InputError(f"lora_modules has two adapters {name!r}; give each a name of its own")
             names.append(name)
+        if self.max_loras is not None and self.max_loras < len(names):
+            raise InputError(
+                f"max_loras is {self.max_loras} and lora_modules gives {len(names)}; give it as many places at least"
+            )
+        if self.num_processes > 1 and self.max_loras is not None and self.max_loras > len(names):
+            raise InputError(
+                f"max_loras is {self.max_loras} and lora_modules gives {len(names)}, and with num_processes="
+                f"{self.num_processes} adapters come at the start only; leave max_loras out"
+            )
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> Self:

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 import sys
 import time
 from collections import deque
@@ -207,6 +208,19 @@ class LLM:
                 self._boxes[delta.request_id].append(delta)
         if self._progress:
             print(f"weights updated in {time.perf_counter() - start:.3f} s", file=sys.stderr)
+
+    def load_adapter(self, name: str, path: str | os.PathLike[str]) -> None:
+        """Let requests name one more LoRA adapter, of that directory or hub id. It takes a place of `max_loras`.
+
+        `InputError` if it is none of this model, or its name or all places are taken.
+        """
+        self._check_open()
+        self.engine.adapters.put(self.engine.adapters.read(name, os.fspath(path)), os.fspath(path))
+
+    def unload_adapter(self, name: str) -> None:
+        """Let no more requests name an adapter. Its place is free once those that did have ended."""
+        self._check_open()
+        self.engine.adapters.remove(name)
 
     def get_tokenizer(self) -> Any:
         """The `transformers` tokenizer, or None with `skip_tokenizer_init`."""

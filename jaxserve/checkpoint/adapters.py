@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxserve.checkpoint import hub
 from jaxserve.checkpoint.fusing import rows_of_parts
@@ -33,6 +34,7 @@ _SERVED = {
     *("corda_config", "eva_config", "loftq_config", "lora_ga_config", "velora_config", "qalora_group_size"),
     *("megatron_config", "megatron_core", "ensure_weight_tying"),
 }
+_RANK = 16  # of adapters that are to come, where nothing says more
 _OTHER_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")  # ways to begin that change the base model's weights
 
 
@@ -43,66 +45,119 @@ class Pair(NamedTuple):
     up: np.ndarray  # float32 [out, rank], scaled
 
 
-class Adapters(NamedTuple):
-    """All adapters of one model. Requests know them by number, from 1 on in this order."""
+class Adapter(NamedTuple):
+    """What one adapter adds, in the shapes of its place: numpy arrays by layer, zeros where it adds nothing."""
 
-    names: tuple[str, ...] = ()
-    arrays: dict[str, LowRank] = {}  # of numpy, by layer
-    shapes: dict[str, LowRank] = {}  # with the shardings that they are to have
+    name: str
+    arrays: dict[str, LowRank]
 
 
-def read_adapters(named: dict[str, str], config: ModelConfig, mesh: Mesh, dtype: jnp.dtype) -> Adapters:
-    """The adapters in these directories, or with these ids of HuggingFace's hub, for the model `config` on `mesh`.
+class Adapters:
+    """Places for adapters in the layers of one model on a mesh. Requests know them by number, from 1 on.
 
-    All are padded to the largest rank. `InputError` for what is no such adapter, or is not of this model.
+    `shapes` are the arrays' of all places together, by layer, with the shardings that they are to have; `one` are those
+    of one place. `first` are the adapters that are there from the start, in their order.
     """
-    if not named:
-        return Adapters()
-    pairs = {name: _read(_directory(name, path)) for name, path in named.items()}
-    on_mesh = config.over_tensor_axis(mesh.shape[TENSOR])
-    placed, stored = (adaptable(nnx.merge(*abstract_model(each, dtype))) for each in (on_mesh, config))
-    modules = {place: names for place, names in module_names(config, dtype).items() if place in placed}
-    known = {name for names in modules.values() for name in names}
-    for name, own in pairs.items():
-        if surplus := sorted(own.keys() - known):
+
+    def __init__(
+        self,
+        named: dict[str, str],
+        config: ModelConfig,
+        mesh: Mesh,
+        dtype: jnp.dtype,
+        *,
+        places: int | None = None,
+        rank: int | None = None,
+    ):
+        """Reads those in these directories, or with these ids of HuggingFace's hub, for the model `config`.
+
+        With no more `places` than these take, there are arrays for the layers alone that they add to, and with no
+        `rank`, of the largest of theirs. `InputError` for what is no such adapter, or is not of this model.
+        """
+        self.places = max(places or 0, len(named))
+        self.shapes: dict[str, LowRank] = {}
+        self.one: dict[str, LowRank] = {}
+        self.first: list[Adapter] = []
+        if not self.places:
+            return
+        self._architecture, self._dtype = config.architecture, np.dtype(dtype)
+        on_mesh = config.over_tensor_axis(mesh.shape[TENSOR])
+        placed, stored = (adaptable(nnx.merge(*abstract_model(each, dtype))) for each in (on_mesh, config))
+        modules = {place: names for place, names in module_names(config, dtype).items() if place in placed}
+        self._layers = {place: _Layer(names, placed[place], stored[place]) for place, names in modules.items()}
+
+        pairs = {name: self._pairs(name, path) for name, path in named.items()}
+        ranks = {name: max(len(pair.down) for pair in own.values()) for name, own in pairs.items()}
+        self._rank = rank or max(ranks.values(), default=_RANK)
+        if self.places == len(named):
+            modules_used = {module for own in pairs.values() for module in own}
+            self._layers = {
+                place: layer for place, layer in self._layers.items() if not modules_used.isdisjoint(layer.names)
+            }
+        sharding_of = shardings_by_partition(mesh)
+        self.shapes, self.one = (
+            {place: layer.shapes(count, self._rank, self._dtype, sharding_of) for place, layer in self._layers.items()}
+            for count in (self.places, 1)
+        )
+        self.first = [self._adapter(name, own) for name, own in pairs.items()]
+
+    def read(self, name: str, path: str) -> Adapter:
+        """Another one, with the same errors; for any thread."""
+        return self._adapter(name, self._pairs(name, path))
+
+    def _pairs(self, name: str, path: str) -> dict[str, Pair]:
+        pairs = _read(_directory(name, path))
+        if surplus := sorted(pairs.keys() - {module for layer in self._layers.values() for module in layer.names}):
             raise InputError(
                 f"the adapter {name!r} adds to {surplus[0]!r}, which is no linear layer of this "
-                f"{config.architecture}; give one that was trained for this model, on its attention and dense MLPs"
+                f"{self._architecture}; give one that was trained for this model, on its attention and dense MLPs"
             )
-    rank = max(len(pair.down) for own in pairs.values() for pair in own.values())
-    found, sharding_of = Adapters(tuple(pairs), {}, {}), shardings_by_partition(mesh)
-    for place, names in modules.items():
-        if not any(name in own for name in names for own in pairs.values()):
-            continue
-        layer = _Layer(names, placed[place], stored[place])
-        arrays = layer.low_rank({name: layer.parts_of(name, own) for name, own in pairs.items()}, rank, dtype)
-        found.arrays[place] = arrays
-        found.shapes[place] = jax.tree.map(
-            lambda array, spec: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding_of(spec)),
-            arrays,
-            layer.partition,
+        return pairs
+
+    def _adapter(self, name: str, pairs: dict[str, Pair]) -> Adapter:
+        rank = max(len(pair.down) for pair in pairs.values())
+        if rank > self._rank:
+            raise InputError(
+                f"the adapter {name!r} has rank {rank} and there is memory for {self._rank}; raise max_lora_rank"
+            )
+        return Adapter(
+            name,
+            {
+                place: layer.low_rank(name, layer.parts_of(name, pairs), self._rank, self._dtype)
+                for place, layer in self._layers.items()
+            },
         )
-    return found
 
 
 class _Layer:
     """A linear layer as it stands on the mesh, and as a checkpoint has it: of which modules, by their `names` there."""
 
     def __init__(self, names: list[str], placed: Linear, stored: Linear):
-        self._names = names
+        self.names = names
         self._parts = placed.parts
         rows, self._in = placed.weight.shape
         self._rows = rows_of_parts(rows, placed.parts)
         self._stored_rows = rows_of_parts(stored.weight.shape[0], stored.parts)
-        out, into = placed.weight.get_metadata()["partition"]
-        self.partition = LowRank(PartitionSpec(None, into), (PartitionSpec(out, None),) * len(self._parts))
+        self._partition = placed.weight.get_metadata()["partition"]
+
+    def shapes(
+        self, count: int, rank: int, dtype: np.dtype, sharding_of: Callable[[PartitionSpec], NamedSharding]
+    ) -> LowRank:
+        """Those of so many adapters."""
+        out, into = self._partition
+
+        def shape(rows: int, columns: int, partition: PartitionSpec) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((rows, columns), dtype, sharding=sharding_of(partition))
+
+        down = shape(len(self._parts) * count * rank, self._in, PartitionSpec(None, into))
+        return LowRank(down, tuple(shape(rows, count * rank, PartitionSpec(out, None)) for rows in self._rows))
 
     def parts_of(self, adapter: str, pairs: dict[str, Pair]) -> list[Pair | None]:
         """What an adapter adds to each part."""
-        whole = len(self._names) < len(self._stored_rows)  # the checkpoint has all parts in one module
+        whole = len(self.names) < len(self._stored_rows)  # the checkpoint has all parts in one module
         heights = [sum(self._stored_rows)] if whole else self._stored_rows
-        own = [pairs.get(name) for name in self._names]
-        for name, pair, height in zip(self._names, own, heights, strict=True):
+        own = [pairs.get(name) for name in self.names]
+        for name, pair, height in zip(self.names, own, heights, strict=True):
             if pair is not None and (pair.down.shape[1], len(pair.up)) != (self._in, height):
                 raise InputError(
                     f"the adapter {adapter!r} has {pair.down.shape[1]} inputs and {len(pair.up)} outputs of {name!r}, "
@@ -113,25 +168,23 @@ class _Layer:
             return [Pair(own[0].down, up) for up in np.split(own[0].up, ends)]
         return own * len(self._stored_rows) if whole else own
 
-    def low_rank(self, adapters: dict[str, list[Pair | None]], rank: int, dtype: jnp.dtype) -> LowRank:
-        """What all adapters add, of their parts."""
-        count, parts = len(adapters), len(self._parts)
-        down = np.zeros((parts, count, rank, self._in), dtype)
-        up = [np.zeros((rows, count, rank), dtype) for rows in self._rows]
-        for number, (name, own) in enumerate(adapters.items()):
-            for part, pair in enumerate(own):
-                if pair is not None:
-                    down[part, number, : len(pair.down)] = pair.down
-                    blocks = pair.up.reshape(-1, self._parts[part], pair.up.shape[1])
-                    repeated = np.repeat(blocks, self._rows[part] // len(pair.up), axis=0)  # KV heads, on some meshes
-                    up[part][:, number, : len(pair.down)] = repeated.reshape(self._rows[part], -1)
-            # Zeros of another adapter's row times these would be NaN.
-            if not all(np.isfinite(array).all() for array in (down[:, number], *(each[:, number] for each in up))):
-                raise InputError(
-                    f"the adapter {name!r} has NaN or infinity for {' or '.join(map(repr, self._names))} in "
-                    f"{np.dtype(dtype).name}, which would reach the requests of others; leave it out or train it again"
-                )
-        return LowRank(down.reshape(-1, self._in), tuple(each.reshape(len(each), -1) for each in up))
+    def low_rank(self, adapter: str, pairs: list[Pair | None], rank: int, dtype: np.dtype) -> LowRank:
+        """What one adapter adds, of its parts."""
+        down = np.zeros((len(self._parts), rank, self._in), dtype)
+        up = [np.zeros((rows, rank), dtype) for rows in self._rows]
+        for part, pair in enumerate(pairs):
+            if pair is not None:
+                down[part, : len(pair.down)] = pair.down
+                blocks = pair.up.reshape(-1, self._parts[part], pair.up.shape[1])
+                repeated = np.repeat(blocks, self._rows[part] // len(pair.up), axis=0)  # KV heads, on some meshes
+                up[part][:, : len(pair.down)] = repeated.reshape(self._rows[part], -1)
+        # Zeros of another adapter's row times these would be NaN.
+        if not all(np.isfinite(array).all() for array in (down, *up)):
+            raise InputError(
+                f"the adapter {adapter!r} has NaN or infinity for {' or '.join(map(repr, self.names))} in "
+                f"{dtype.name}, which would reach the requests of others; leave it out or train it again"
+            )
+        return LowRank(down.reshape(-1, self._in), tuple(up))
 
 
 def _directory(name: str, path: str) -> Path:

@@ -17,6 +17,7 @@ from jaxserve.engine.constraint import Constraint
 from jaxserve.engine.detokenizer import TextStream, TokenBytes
 from jaxserve.engine.grammars import Grammars
 from jaxserve.engine.input_processor import CheckedInput, InputProcessor
+from jaxserve.engine.live_adapters import LiveAdapters
 from jaxserve.engine.meter import Meter
 from jaxserve.engine.pace import Pace
 from jaxserve.engine.page_pool import PagePool, root_key
@@ -120,6 +121,9 @@ class Engine:
         self._live: dict[Request, _Live] = {}
         self._groups: dict[str, _Group] = {}
         self._dispatched: _Dispatched | None = None
+        self.adapters = LiveAdapters(
+            loaded.adapters, loaded.runner, self.inputs, lambda: {request.adapter for request in self._live}
+        )
         self._new_weights: list[Handover] | None = None  # they wait for the requests that came before them
         self._held: list[Request] = []  # which wait for those weights
         self.is_closed = False
@@ -159,6 +163,7 @@ class Engine:
         """
         if request_id in self._groups:
             raise InputError(f"there is a running request with the id {request_id!r}; give another", field="request_id")
+        adapter, own_prefixes = self.adapters.of(checked.adapter)
         seed = params.seed if params.seed is not None else self._seeds.getrandbits(63)
         group = _Group(request_id, checked.prompt, checked.prompt_token_ids, RequestMetrics(self._clock()))
         ends = self.inputs.limits.eos_token_ids
@@ -179,8 +184,8 @@ class Engine:
                 priority=priority,
                 stop_token_ids=checked.stop_token_ids,
                 needs=int(sampling_needs(params)),
-                adapter=checked.adapter,
-                cache_salt=root_key(cache_salt, checked.adapter) if cached else None,
+                adapter=adapter,
+                cache_salt=root_key(cache_salt, own_prefixes) if cached else None,
                 constraint=constraints[index],
             )
             group.requests.append(request)

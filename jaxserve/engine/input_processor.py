@@ -23,7 +23,7 @@ class CheckedInput(NamedTuple):
     prompt_token_ids: list[int]
     max_tokens: int
     stop_token_ids: frozenset[int]  # end-of-sequence ids included, unless ignored
-    adapter: int = 0  # its number from 1 on; 0: none
+    adapter: str | None = None  # by name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,18 +34,23 @@ class Limits:
     max_model_len: int
     max_logprobs: int
     eos_token_ids: frozenset[int]
-    adapters: tuple[str, ...] = ()  # by name
+    adapters: dict[str, str] = dataclasses.field(default_factory=dict)  # from the start: what each was loaded from
 
 
 class InputProcessor:
-    """Turns prompts into tokens and refuses what cannot be served, with an `InputError` of one sentence."""
+    """Turns prompts into tokens and refuses what cannot be served, with an `InputError` of one sentence.
+
+    `adapters` are those that requests may name now, with what each was loaded from.
+    """
 
     def __init__(self, tokenizer: Any, limits: Limits, chat: ChatFormat | None):
         self.tokenizer, self.limits, self._chat = tokenizer, limits, chat
+        self.adapters = dict(limits.adapters)
 
     def check(self, prompt: Prompt, params: SamplingParams, adapter: str | None = None) -> CheckedInput:
         """`adapter` is the name of one of the engine's, or None."""
-        number = 0 if adapter is None else self._number(adapter)
+        if adapter is not None:
+            self.check_adapter(adapter)
         text, token_ids = self._tokens(prompt)
         max_model_len = self.limits.max_model_len
         room = max_model_len - len(token_ids)
@@ -73,7 +78,7 @@ class InputProcessor:
                 Name("min_tokens"),
                 " out",
             )
-        return CheckedInput(text, token_ids, min(room, params.max_tokens or room), stops, number)
+        return CheckedInput(text, token_ids, min(room, params.max_tokens or room), stops, adapter)
 
     @property
     def chat(self) -> ChatFormat:
@@ -107,12 +112,11 @@ class InputProcessor:
             self._check_token(token, "tokens")
         return self.tokenizer.decode(token_ids)
 
-    def _number(self, adapter: str) -> int:
-        names = self.limits.adapters
-        if adapter not in names:
-            told = f"there are {', '.join(names)}" if names else "none were given in lora_modules"
-            raise InputError(Name("adapter"), f" is {adapter!r}, and {told}; name one of them, or leave it out")
-        return 1 + names.index(adapter)
+    def check_adapter(self, name: str) -> None:
+        """`InputError` if requests may not name it."""
+        if name not in self.adapters:
+            told = f"there are {', '.join(self.adapters)}" if self.adapters else "there are none"
+            raise InputError(Name("adapter"), f" is {name!r}, and {told}; name one of them, or leave it out")
 
     def _tokens(self, prompt: Prompt) -> tuple[str | None, list[int]]:
         if isinstance(prompt, dict):

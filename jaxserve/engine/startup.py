@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxserve.chat.format import ChatFormat
-from jaxserve.checkpoint.adapters import read_adapters
+from jaxserve.checkpoint.adapters import Adapters
 from jaxserve.checkpoint.huggingface import abstract_model
 from jaxserve.checkpoint.random_weights import random_weights
 from jaxserve.checkpoint.tokenizer import eos_token_ids, load_tokenizer, read_generation_config, sampling_defaults
@@ -56,7 +56,7 @@ class Loaded:
     runner: Runner
     attention: str  # what runs attention, and why
     seconds: dict[str, float]  # by stage
-    adapters: tuple[str, ...] = ()  # by name
+    adapters: Adapters | None = None
     processes: Processes = dataclasses.field(default_factory=Processes)
 
     @property
@@ -67,7 +67,7 @@ class Loaded:
             max_model_len=self.config.max_model_len,
             max_logprobs=min(self.config.max_logprobs, self.model_config.vocab_size),
             eos_token_ids=self.eos_token_ids,
-            adapters=self.adapters,
+            adapters=self.config.adapters,
         )
 
 
@@ -116,7 +116,8 @@ def _load(config: EngineConfig, processes: Processes, on_progress: OnProgress) -
     graph, shapes = abstract_model(placed, dtype)
     shapes = placed_shapes(mesh, shapes)
     named = dataclasses.replace(config, model=files.name, tokenizer=tokenizer_path)
-    adapters = read_adapters(config.adapters, model, mesh, dtype)
+    room = {"places": config.max_loras, "rank": config.max_lora_rank}
+    adapters = Adapters(config.adapters, model, mesh, dtype, **room)
     weight_bytes = array_bytes(shapes) + array_bytes(adapters.shapes)
     resolved, buckets, layout = _resolve(named, placed, weight_bytes, mesh, processes, dtype, mixed=mixed)
     _check_alike(processes, placed, buckets, layout, attention)
@@ -159,7 +160,7 @@ def _load(config: EngineConfig, processes: Processes, on_progress: OnProgress) -
         seconds["page pool"] = time.perf_counter() - placing
     processes.gather("ready")  # whoever fails before says why, and none begins a step that another never joins
     parts = resolved, model, tokenizer, chat, eos, defaults, buckets, layout, runner, attention, seconds
-    return Loaded(*parts, adapters.names, processes)
+    return Loaded(*parts, adapters, processes)
 
 
 def _check_alike(processes: Processes, *programs: Any) -> None:

@@ -36,6 +36,17 @@ class LowRank(NamedTuple):
         ]
         return jnp.concatenate(added, axis=-1).reshape(rows, -1)
 
+    def with_adapter(self, own: "LowRank", place: jax.Array, *, count: int) -> "LowRank":
+        """The same with `own`, which is of one adapter, in a place from 0 to `count - 1`."""
+        parts = len(self.up)
+        down = self.down.reshape(parts, count, -1, self.down.shape[1])
+        down = down.at[:, place].set(own.down.reshape(parts, -1, own.down.shape[1]))
+        ups = [
+            up.reshape(len(up), count, -1).at[:, place].set(one).reshape(up.shape)
+            for up, one in zip(self.up, own.up, strict=True)
+        ]
+        return LowRank(down.reshape(self.down.shape), tuple(ups))
+
 
 def adaptable(model: nnx.Module) -> dict[str, Linear]:
     """The layers of `model` that adapters can add to, by their places in it, such as `layers.0.mlp.down`."""

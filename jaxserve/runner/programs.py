@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxserve.layers.low_rank import adapt
+from jaxserve.layers.low_rank import LowRank, adapt
 from jaxserve.models.config import ModelConfig
 from jaxserve.parallel.mesh import sharding
 from jaxserve.runner.cache_layout import CacheLayout
@@ -189,6 +189,15 @@ class Programs:
         targets = jnp.pad(next_token_ids, (0, padding)).reshape(-1, block)
         found = jax.lax.map(of_block, (blocks, targets))
         return jax.tree.map(lambda rows: rows.reshape(-1, *rows.shape[2:])[: len(hidden)], found)
+
+    def put_adapter(
+        self, adapters: dict[str, LowRank], own: dict[str, LowRank], place: jax.Array
+    ) -> dict[str, LowRank]:
+        """The adapters with one, `own`, in a place from 0 on."""
+        return {
+            layer: all_places.with_adapter(own[layer], place, count=self._num_adapters)
+            for layer, all_places in adapters.items()
+        }
 
     @staticmethod
     def load_vocab_row(vocab: VocabState, row: VocabRow) -> VocabState:

@@ -5,11 +5,12 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from jaxserve.checkpoint.adapters import Adapters
+from jaxserve.checkpoint.adapters import Adapter, Adapters
 from jaxserve.checkpoint.exchange import Handover, match, place_like
 from jaxserve.errors import InputError
 from jaxserve.models.config import ModelConfig
@@ -65,7 +66,7 @@ class Runner:
         self._shapes, weights_tree = jax.tree.flatten((shapes, adapters.shapes))
         self._weights: list[jax.Array] = []  # the model's, then the adapters'
         self._model_tree: Any = jax.tree.structure(shapes)
-        self._adapters = adapters
+        self._adapters, self._adapters_tree = adapters, jax.tree.structure(adapters.shapes)
         self.weight_bytes_per_step = step_weight_bytes(config, shapes) + array_bytes(adapters.shapes)
         self._config = config
         self._buckets, self._layout = buckets, layout
@@ -91,7 +92,7 @@ class Runner:
         self._programs = Programs(
             graph,
             weights_tree,
-            len(adapters.names),
+            adapters.places,
             config,
             layout,
             mesh,
@@ -107,7 +108,7 @@ class Runner:
             config,
             mesh.shape,
             [(shape.shape, shape.dtype.name, shape.sharding.spec) for shape in self._shapes],
-            (len(adapters.names), [*adapters.shapes]),
+            (adapters.places, [*adapters.shapes]),
             (num_pages, max_logprobs, max_decode_steps, attention_backend),
             (buckets.max_num_seqs, buckets.max_pages, layout),
         )
@@ -123,6 +124,8 @@ class Runner:
             for tokens in sorted({bucket.tokens for bucket in self._buckets.prefill}, reverse=True)
         }
         programs |= {VocabRow: self._compile_vocab_row, Masks: self._compile_masks, DeviceState: self._compile_empty}
+        if self._adapters.places:
+            programs |= {Adapters: self._compile_no_adapters, Adapter: self._compile_adapter}
         tasks = [partial(self._cache.get, repr(key), compile_) for key, compile_ in programs.items()]
         self._compiled = dict(zip(programs, compile_all(tasks, on_compiled), strict=True))
 
@@ -131,8 +134,11 @@ class Runner:
 
         Not before the programs are compiled: on a GPU, XLA tries kernels out meanwhile, in memory of the device.
         """
-        adapters = jax.tree.map(_whole, self._adapters.arrays, self._adapters.shapes)
+        adapters = self._compiled[Adapters]() if self._adapters.places else {}
         self._weights = jax.tree.leaves((weights, adapters))
+        for place, adapter in enumerate(self._adapters.first):
+            self.put_adapter(place, adapter)
+        self._adapters.first.clear()
         try:
             self.state = self._compiled[DeviceState]()
         except (ValueError, jax.errors.JaxRuntimeError) as error:
@@ -173,6 +179,13 @@ class Runner:
     def weights(self) -> nnx.State:
         """The model's parameters where they lie, not copied."""
         return jax.tree.unflatten(self._model_tree, self._weights[: self._model_tree.num_leaves])
+
+    def put_adapter(self, place: int, adapter: Adapter) -> None:
+        """Run the next step with an adapter in a place from 0 on, whatever was there."""
+        first = self._model_tree.num_leaves
+        adapters = jax.tree.unflatten(self._adapters_tree, self._weights[first:])
+        own = jax.tree.map(_whole, adapter.arrays, self._adapters.one)
+        self._weights[first:] = jax.tree.leaves(self._compiled[Adapter](adapters, own, np.int32(place)))
 
     def check_weights(self, new: nnx.State) -> list[Handover]:
         """What `update_weights` takes; `InputError` if `new` does not belong to this model. Nothing is moved yet."""
@@ -240,6 +253,21 @@ class Runner:
     def _compile_empty(self) -> jax.stages.Compiled:
         state = jax.tree.map(lambda shape: shape.sharding, self._state_shapes)
         return self._compiled_of(jax.jit(self._empty_state, out_shardings=state).lower())
+
+    def _compile_no_adapters(self) -> jax.stages.Compiled:
+        shapes = self._adapters.shapes
+        where = jax.tree.map(lambda shape: shape.sharding, shapes)
+        zeros = jax.jit(
+            lambda: jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes), out_shardings=where
+        )
+        return self._compiled_of(zeros.lower())
+
+    def _compile_adapter(self) -> jax.stages.Compiled:
+        shapes, one = self._adapters.shapes, self._adapters.one
+        where = jax.tree.map(lambda shape: shape.sharding, shapes)
+        inputs = (None, None, sharding(self._mesh))
+        program = jax.jit(self._programs.put_adapter, donate_argnums=0, in_shardings=inputs, out_shardings=where)
+        return self._compiled_of(program.lower(shapes, one, np.int32(0)))
 
     def _compile_vocab_row(self) -> jax.stages.Compiled:
         size = self._vocab_size

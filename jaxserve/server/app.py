@@ -18,6 +18,7 @@ from jaxserve.server.keys import ApiKeys, RequireKey
 from jaxserve.server.openapi import Description
 from jaxserve.server.request_log import RequestLog
 from jaxserve.server.routes import page
+from jaxserve.server.routes.adapters import Adapters
 from jaxserve.server.routes.chat import Chat
 from jaxserve.server.routes.completions import Completions
 from jaxserve.server.routes.embeddings import Embeddings
@@ -53,6 +54,7 @@ def build_app(
     metrics, traces = Metrics(engine.ready, served_model_name), _traces(config, served_model_name)
     engine.observers += [metrics, traces] if traces else [metrics]
     status, tokenization = Status(served), Tokenization(served)
+    adapters = Adapters(served)
     responses, messages = Responses(served), Messages(served)
     routes: list[BaseRoute] = [
         Route("/v1/completions", Completions(served).create, methods=["POST"]),
@@ -66,6 +68,8 @@ def build_app(
         Route("/score", Scores(served).create, methods=["POST"]),
         Route("/v1/models", status.models, methods=["GET"]),
         Route("/v1/models/{model:path}", status.model, methods=["GET"]),
+        Route("/v1/load_lora_adapter", adapters.load, methods=["POST"]),
+        Route("/v1/unload_lora_adapter", adapters.unload, methods=["POST"]),
         Route("/tokenize", tokenization.tokenize, methods=["POST"]),
         Route("/detokenize", tokenization.detokenize, methods=["POST"]),
         Route("/tokenizer_info", tokenization.info, methods=["GET"]),

@@ -1,7 +1,7 @@
 """Replicas of the server on a cluster, started, watched and balanced by Ray Serve.
 
 serve run jaxserve.server.ray_serve:app model=/models/Qwen3-8B
-serve run configs/ray-serve.yaml
+serve run configs/deployment/ray-serve.yaml
 """
 
 import contextlib

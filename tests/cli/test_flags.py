@@ -31,6 +31,8 @@ ENGINE_FLAGS = {
     "dtype": (["--dtype", "float32"], "float32"),
     "quantization": (["--quantization", "int8"], "int8"),
     "lora_modules": (["--lora-modules", "a=x", "--lora-modules", "b=y/z=1"], ("a=x", "b=y/z=1")),
+    "max_loras": (["--max-loras", "8"], 8),
+    "max_lora_rank": (["--max-lora-rank", "64"], 64),
     "max_model_len": (["--max-model-len", "77"], 77),
     "max_num_seqs": (["--max-num-seqs=3"], 3),
     "max_num_batched_tokens": (["--max-num-batched-tokens", "99"], 99),

@@ -126,6 +126,83 @@ def test_new_weights_are_served_below_the_same_adapters(llm: LLM, files: dict[st
     assert completions(llm, "all") == before
 
 
+@pytest.mark.parametrize("devices", [1, 8])
+def test_adapters_come_and_go_while_the_engine_runs(
+    files: dict[str, Path], models: dict[str | None, Model], devices: int
+) -> None:
+    settings = SETTINGS | {"max_loras": 2, "max_lora_rank": 8, "tensor_parallel_size": devices}
+    with LLM(str(files["base"]), **settings) as llm:
+        compiled = compilations.count
+        prompt = {"prompt_token_ids": [*range(1, 50)]}
+
+        found: list[tuple[str | None, list[int]]] = []
+
+        def ask(name: str | None, model: str | None) -> None:
+            found.append((model, completions(llm, name, [prompt])[0]))
+
+        ask(None, None)
+        llm.load_adapter("first", files["all"])
+        llm.load_adapter("second", files["few"])
+        ask("first", "all")
+        ask("second", "few")
+        llm.unload_adapter("first")
+        with pytest.raises(InputError, match="adapter is 'first', and there are second; name one of them"):
+            completions(llm, "first")
+        ask("second", "few")
+        llm.load_adapter("first", files["few"])  # no page of the other one with its name is found again
+        ask("first", "few")
+        ask(None, None)
+        assert compilations.count == compiled
+    for model, completion in found:
+        assert greedy(models[model], prompt["prompt_token_ids"], completion) == completion
+
+
+def test_requests_end_with_the_adapter_that_they_began_with(files: dict[str, Path], models: dict) -> None:
+    with LLM(str(files["base"]), lora_modules={"all": files["all"]}, max_loras=2, **SETTINGS) as llm:
+        stream = llm.stream(PROMPTS[1], GREEDY, adapter="all")
+        completion = [token for output in next(stream).outputs for token in output.token_ids]
+        llm.unload_adapter("all")
+        llm.load_adapter("few", files["few"])
+        with pytest.raises(
+            InputError, match=r"all places for adapters are taken, 2 of them, 1 of them by requests whose"
+        ):
+            llm.load_adapter("third", files["few"])
+        beside = completions(llm, "few", [PROMPTS[1]])[0]
+        completion += [token for delta in stream for output in delta.outputs for token in output.token_ids]
+        llm.load_adapter("third", files["few"])
+        assert completions(llm, "third", [PROMPTS[1]])[0] == beside
+    tokens = PROMPTS[1]["prompt_token_ids"]
+    assert greedy(models["all"], tokens, completion) == completion
+    assert greedy(models["few"], tokens, beside) == beside
+
+
+def test_an_adapter_that_cannot_come_leaves_the_others_as_they_are(
+    files: dict[str, Path], llm: LLM, tmp_path: Path
+) -> None:
+    settings = SETTINGS | {"lora_modules": {"few": files["few"]}, "max_loras": 2, "max_lora_rank": 4}
+    with LLM(str(files["base"]), **settings) as other:
+        before = completions(other, "few")
+        for name, path, told in (
+            ("few", files["few"], "there is an adapter 'few' already; unload it first"),
+            ("all", files["all"], "the adapter 'all' has rank 5 and there is memory for 4; raise max_lora_rank"),
+            ("none", tmp_path / "none", "there is no directory"),
+        ):
+            with pytest.raises(InputError, match=told):
+                other.load_adapter(name, path)
+        with pytest.raises(InputError, match="there is no adapter 'all' to unload"):
+            other.unload_adapter("all")
+        assert completions(other, "few") == before
+    with pytest.raises(InputError, match="all places for adapters are taken, 2 of them; unload one"):
+        llm.load_adapter("third", files["few"])
+
+
+def test_an_engine_without_places_says_so(files: dict[str, Path], tiny_llm: Any) -> None:
+    with pytest.raises(InputError, match="this engine has no place for adapters; start it with max_loras"):
+        tiny_llm().load_adapter("few", files["few"])
+    with pytest.raises(InputError, match="max_loras is 1 and lora_modules gives 2"):
+        started(files, max_loras=1)
+
+
 # On so many devices. Phi-3 has queries, keys and values fused in one module, and gate and up in another.
 FAMILIES = {
     "phi-4-partial-long-rope": (2, ("qkv_proj", "gate_up_proj", "o_proj", "down_proj")),

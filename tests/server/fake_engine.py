@@ -57,6 +57,7 @@ class FakeEngine:
         limits = Limits(vocab_size=1000, max_model_len=100, max_logprobs=20, eos_token_ids=frozenset())
         self.inputs = types.SimpleNamespace(
             check=self._check,
+            adapters={},
             render_chat=lambda messages, **_: [1],
             tokenize=lambda text, **_: [666 if text == "bad" else 1],
             chat=PlainText(),

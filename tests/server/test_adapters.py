@@ -31,7 +31,8 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def core(adapter: Path) -> Iterator[CoreThread]:
     sizes = {"max_num_seqs": 4, "max_num_batched_tokens": 128, "max_model_len": 512, "page_size": 16}
-    with LLM(progress=False, lora_modules={"loud": adapter}, **sizes) as llm, core_thread(llm.engine) as core:
+    settings = sizes | {"lora_modules": {"loud": adapter}, "max_loras": 2}
+    with LLM(progress=False, **settings) as llm, core_thread(llm.engine) as core:
         yield core
 
 
@@ -100,3 +101,43 @@ def test_an_adapter_that_is_called_as_the_model_is_refused_before_anything_loads
     config = EngineConfig(lora_modules=(f"{name}=/nowhere",))
     with pytest.raises(InputError, match="the model's own name"), started_engine(config, ServerConfig(**settings)):
         pass
+
+
+def test_adapters_are_loaded_and_unloaded_while_the_server_runs(
+    client: TestClient, adapter: Path, tmp_path: Path
+) -> None:
+    other = write_adapter(tmp_path / "other", DEMO_MODEL, lora_alpha=64, seed=3)
+
+    def text(name: str) -> str:
+        answer = client.post("/v1/completions", json=GREEDY | {"model": name, "prompt": PROMPT})
+        return answer.json()["choices"][0]["text"] if answer.status_code == 200 else error(answer, 404)["code"]
+
+    def load(name: str, path: Path) -> Any:
+        return client.post("/v1/load_lora_adapter", json={"lora_name": name, "lora_path": str(path)})
+
+    before = {name: text(name) for name in (MODEL_NAME, "loud")}
+    assert text("other") == "model_not_found"
+    loaded = load("other", other)
+    assert (loaded.status_code, loaded.json()["root"], loaded.json()["parent"]) == (200, str(other), MODEL_NAME)
+    assert [card["id"] for card in client.get("/v1/models").json()["data"]] == [MODEL_NAME, "loud", "other"]
+    own = text("other")
+    assert own not in before.values()
+    assert {name: text(name) for name in before} == before
+
+    for name, path, told in (
+        ("other", other, "there is an adapter 'other' already; unload it first"),
+        ("more", other, "all places for adapters are taken, 2 of them; unload one"),
+        ("more", tmp_path / "nowhere", "there is no directory"),
+        (MODEL_NAME, other, "is the model's own name"),
+    ):
+        refused = load(name, path)
+        assert told in error(refused, 400)["message"]
+
+    unload = client.post("/v1/unload_lora_adapter", json={"lora_name": "other"})
+    assert unload.json() == {"id": "other", "object": "model", "deleted": True}
+    assert text("other") == "model_not_found"
+    assert client.post("/v1/unload_lora_adapter", json={"lora_name": "other"}).status_code == 404
+    assert client.post("/v1/unload_lora_adapter", json={"lora_name": MODEL_NAME}).status_code == 400
+    assert load("other", adapter).status_code == 200  # the same name, and none of the pages of the one before
+    assert text("other") == before["loud"]
+    client.post("/v1/unload_lora_adapter", json={"lora_name": "other"})

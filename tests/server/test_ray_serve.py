@@ -21,7 +21,7 @@ ADDRESS = "http://127.0.0.1:8000"  # Ray Serve's own
 @pytest.fixture(scope="module")
 def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The deployment of `configs/`, with one replica."""
-    deployment = yaml.safe_load((ROOT / "configs" / "ray-serve.yaml").read_text())
+    deployment = yaml.safe_load((ROOT / "configs" / "deployment" / "ray-serve.yaml").read_text())
     (application,) = deployment["applications"]
     application["args"] = ENGINE
     application["deployments"][0] |= {"num_replicas": 1, "health_check_period_s": 1}

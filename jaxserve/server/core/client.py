@@ -12,12 +12,25 @@ import msgspec
 from jaxserve.chat.format import ChatFormat
 from jaxserve.engine.detokenizer import TokenBytes
 from jaxserve.engine.input_processor import CheckedInput, InputProcessor, Prompt
-from jaxserve.errors import InputError
+from jaxserve.errors import InputError, Name
 from jaxserve.outputs import RequestMetrics, RequestOutput, add_delta
 from jaxserve.sampling_params import SamplingParams
 from jaxserve.server.config import ServerConfig
 from jaxserve.server.core.channel import Channel, Closed
-from jaxserve.server.core.messages import Abort, Add, Delta, FromCore, Ping, Pong, Ready, Refused, Stepped
+from jaxserve.server.core.messages import (
+    Abort,
+    AdapterChanged,
+    Add,
+    Delta,
+    FromCore,
+    LoadAdapter,
+    Ping,
+    Pong,
+    Ready,
+    Refused,
+    Stepped,
+    UnloadAdapter,
+)
 from jaxserve.server.core.queue import Place, Queue
 from jaxserve.server.failures import EngineDead, GrammarFailed, NoPlaceInTime, ShuttingDown, TookTooLong, Unserved
 from jaxserve.server.telemetry.record import ABORTED, FAILED, Observer, RequestRecord
@@ -114,6 +127,8 @@ class EngineClient:
         self._heard_at = float("-inf")  # on the event loop's clock
         self._listeners: list[asyncio.Future[None]] = []  # for the next sign of life
         self._askers: list[asyncio.Future[EngineStats]] = []  # for where it stands
+        self._changing_adapters = asyncio.Lock()  # one change after the other
+        self._adapter_changes: list[asyncio.Future[list[str | Name] | None]] = []  # the one that is waited for
         self.has_failed = False  # by itself: it was not closed
 
     # What the engine knows about its model
@@ -266,6 +281,33 @@ class EngineClient:
     ) -> dict[str, CheckedInput]:
         return {request_id: self.inputs.check(prompt, params, adapter) for request_id, prompt in prompts.items()}
 
+    # Adapters
+
+    async def load_adapter(self, name: str, path: str) -> None:
+        """Let requests name one more adapter, of that directory or id of the hub, which the engine's process reads.
+
+        `InputError` if it cannot be read, is not for this model, or has no place; `EngineDead`.
+        """
+        async with self._changing_adapters:
+            await self._change_adapters(LoadAdapter(name, path))
+            self.inputs.adapters[name] = path
+
+    async def unload_adapter(self, name: str) -> None:
+        """Let no more requests name it. Those that do end with it. `InputError` if there is none of that name."""
+        async with self._changing_adapters:
+            self.inputs.check_adapter(name)
+            del self.inputs.adapters[name]
+            await self._change_adapters(UnloadAdapter(name))
+
+    async def _change_adapters(self, message: LoadAdapter | UnloadAdapter) -> None:
+        self._check_alive()
+        answer: asyncio.Future[list[str | Name] | None] = self._loop.create_future()
+        self._adapter_changes.append(answer)
+        self._send(message)
+        refused = await answer
+        if refused is not None:
+            raise InputError(*refused)
+
     # Life
 
     async def check_health(self) -> None:
@@ -332,12 +374,13 @@ class EngineClient:
             self._channel.close()
             for mailbox in self._mailboxes.values():
                 mailbox.fail(EngineDead(cause))
-            waiting: list[asyncio.Future[Any]] = [*self._listeners, *self._askers]
+            waiting: list[asyncio.Future[Any]] = [*self._listeners, *self._askers, *self._adapter_changes]
             for future in waiting:
                 if not future.done():
                     future.set_exception(EngineDead(cause))
             self._listeners.clear()
             self._askers.clear()
+            self._adapter_changes.clear()
 
     # The channel
 
@@ -382,6 +425,8 @@ class EngineClient:
                 for request_id in message.request_ids:
                     if request_id in self._mailboxes:
                         self._mailboxes[request_id].fail(InputError(*message.parts, field=message.field))
+            case AdapterChanged():
+                _settle(self._adapter_changes, message.refused)
             case Pong():
                 _settle(self._askers, message.stats)
             case _:

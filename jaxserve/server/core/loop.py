@@ -5,12 +5,25 @@ import dataclasses
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jaxserve.errors import InputError
 from jaxserve.server.core.channel import Channel, Closed
-from jaxserve.server.core.compiling import Compiling
-from jaxserve.server.core.messages import Abort, Add, Delta, Ping, Pong, Ready, Refused, Stepped, ToCore
+from jaxserve.server.core.messages import (
+    Abort,
+    AdapterChanged,
+    Add,
+    Delta,
+    LoadAdapter,
+    Ping,
+    Pong,
+    Ready,
+    Refused,
+    Stepped,
+    ToCore,
+    UnloadAdapter,
+)
+from jaxserve.server.core.preparing import Preparing
 from jaxserve.stats import EngineStats
 
 if TYPE_CHECKING:  # it brings JAX with it
@@ -37,13 +50,13 @@ def describe(engine: "Engine") -> Ready:
 class CoreLoop:
     """Runs an `Engine` for the server at the other end of the channel, until that is closed.
 
-    Everything but the compilation of grammars happens in one thread. It waits for messages only while the engine has
-    nothing to do, and for the server to read only if that is hopelessly behind.
+    All happens in one thread but what `Preparing` does. It waits for messages only while the engine has nothing to do,
+    and for the server to read only if that is hopelessly behind.
     """
 
     def __init__(self, engine: "Engine", channel: Channel[ToCore]):
         self._engine, self._channel = engine, channel
-        self._compiling = Compiling(engine.grammars)
+        self._preparing = Preparing()
         self._begun: list[str] = []  # requests, since the last message
         engine.on_begin = self._begun.append
 
@@ -51,10 +64,10 @@ class CoreLoop:
         """Returns once the server has gone, and raises what the engine fails with; the channel is closed either way."""
         try:
             while True:
-                for message in self._channel.receive(wait=not self._engine.has_unfinished, unless=self._compiling):
+                for message in self._channel.receive(wait=not self._engine.has_unfinished, unless=self._preparing):
                     self._handle(message)
-                for add, compiled in self._compiling.take():
-                    self._add(add, compiled.result)
+                for message, prepared in self._preparing.take():
+                    self._take_prepared(message, prepared.result)
                 if self._engine.has_unfinished:
                     self._step()
         except Closed:
@@ -64,7 +77,7 @@ class CoreLoop:
                 self._channel.drain(_LAST_WORDS_SECONDS)
             raise
         finally:
-            self._compiling.close()
+            self._preparing.close()
             self._channel.close()
 
     def _handle(self, message: ToCore) -> None:
@@ -72,17 +85,35 @@ class CoreLoop:
             case Add() if self._engine.grammars.knows(message.params):
                 self._add(message, partial(self._engine.grammars.compiled, message.params))
             case Add():
-                self._compiling.put(message)
+                self._preparing.put(message, partial(self._engine.grammars.compiled, message.params))
             case Abort():
                 self._abort(message.request_ids)
+            case LoadAdapter():
+                self._preparing.put(message, partial(self._engine.adapters.read, message.name, message.path))
+            case UnloadAdapter():
+                self._change_adapters(partial(self._engine.adapters.remove, message.name))
             case Ping():
                 self._channel.send(Pong(self._stats()))
             case _:
                 raise TypeError(f"the server sent {type(message).__name__} to an engine that runs")
 
+    def _take_prepared(self, message: Add | LoadAdapter, prepared: Callable[[], Any]) -> None:
+        if isinstance(message, Add):
+            self._add(message, prepared)
+        else:
+            self._change_adapters(lambda: self._engine.adapters.put(prepared(), message.path))
+
+    def _change_adapters(self, change: Callable[[], None]) -> None:
+        try:
+            change()
+            refused = None
+        except InputError as error:
+            refused = [*error.parts]
+        self._channel.send(AdapterChanged(refused))
+
     def _stats(self) -> EngineStats:
         stats = self._engine.stats()
-        return dataclasses.replace(stats, waiting=stats.waiting + self._compiling.completions)
+        return dataclasses.replace(stats, waiting=stats.waiting + self._preparing.completions)
 
     def _add(self, message: Add, compiled: "Callable[[], LLMatcher | None]") -> None:
         added: list[str] = []
@@ -105,7 +136,7 @@ class CoreLoop:
 
     def _abort(self, request_ids: list[str]) -> None:
         for request_id in request_ids:
-            self._compiling.drop(request_id)
+            self._preparing.drop(request_id)
             self._engine.abort(request_id)
 
     def _step(self) -> None:

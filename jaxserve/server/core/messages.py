@@ -43,6 +43,19 @@ class Abort(Message):
     request_ids: list[str]
 
 
+class LoadAdapter(Message):
+    """Let requests name one more adapter. Wants an `AdapterChanged`."""
+
+    name: str
+    path: str
+
+
+class UnloadAdapter(Message):
+    """Let no more requests name it. Wants an `AdapterChanged`."""
+
+    name: str
+
+
 class Ping(Message):
     """Wants a `Pong`, which comes between two steps."""
 
@@ -101,11 +114,17 @@ class Refused(Message):
     field: str | None  # which it is about
 
 
+class AdapterChanged(Message):
+    """The adapters are as they were to be, or as they were before for the reason of an `InputError`."""
+
+    refused: list[str | Name] | None  # its parts
+
+
 class Pong(Message):
     """The core is between two steps, or has none to run: this is where it stands."""
 
     stats: EngineStats
 
 
-ToCore = Start | Add | Abort | Ping
-FromCore = Progress | CannotLoad | Ready | Stepped | Refused | Pong
+ToCore = Start | Add | Abort | LoadAdapter | UnloadAdapter | Ping
+FromCore = Progress | CannotLoad | Ready | Stepped | Refused | AdapterChanged | Pong

@@ -21,14 +21,14 @@ class Status:
     @describes(Operation(summary="The one model, and its adapters", answers=ModelList))
     async def models(self, request: Request) -> Response:
         served = [
-            self._card(Asked(self._served.name)),
-            *(self._card(Asked(name, name)) for name in self._served.adapters),
+            self._served.card(Asked(self._served.name)),
+            *(self._served.card(Asked(name, name)) for name in self._served.adapters),
         ]
         return json_response(ModelList(object="list", data=served))
 
     @describes(Operation(summary="The model of this name", answers=ModelCard, errors=(404,)))
     async def model(self, request: Request) -> Response:
-        return json_response(self._card(self._served.asked(request.path_params["model"])))
+        return json_response(self._served.card(self._served.asked(request.path_params["model"])))
 
     @describes(Operation(summary="The server's version", answers=dict[str, str]))
     async def version(self, request: Request) -> Response:
@@ -49,16 +49,3 @@ class Status:
         if not self._served.engine.takes_requests:
             raise ApiError(503, "the server takes no requests; ask another one")
         return JSONResponse({})
-
-    def _card(self, asked: Asked) -> ModelCard:
-        engine = self._served.engine
-        config = engine.ready.config
-        return ModelCard(
-            id=asked.name,
-            object="model",
-            created=self._served.since,
-            owned_by="jaxserve",
-            root=config.model if asked.adapter is None else config.adapters[asked.adapter],
-            parent=None if asked.adapter is None else self._served.name,
-            max_model_len=engine.max_model_len,
-        )
