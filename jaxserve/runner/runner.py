@@ -130,21 +130,21 @@ class Runner:
         self._compiled = dict(zip(programs, compile_all(tasks, on_compiled), strict=True))
 
     def place(self, weights: nnx.State) -> None:
-        """Take the weights, of the shapes and on the devices that were announced, and make the page pool.
+        """Take the weights, of the shapes and on the devices that were announced, and make the page pool and adapters.
 
         Not before the programs are compiled: on a GPU, XLA tries kernels out meanwhile, in memory of the device.
         """
-        adapters = self._compiled[Adapters]() if self._adapters.places else {}
-        self._weights = jax.tree.leaves((weights, adapters))
-        for place, adapter in enumerate(self._adapters.first):
-            self.put_adapter(place, adapter)
-        self._adapters.first.clear()
         try:
+            adapters = self._compiled[Adapters]() if self._adapters.places else {}
             self.state = self._compiled[DeviceState]()
         except (ValueError, jax.errors.JaxRuntimeError) as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             raise too_large(self._state_shapes, self._shapes, "so much is not free", **self._sizes) from error
+        self._weights = jax.tree.leaves((weights, adapters))
+        for place, adapter in enumerate(self._adapters.first):
+            self.put_adapter(place, adapter)
+        self._adapters.first.clear()
 
     def dispatch(self, batch: StepBatch) -> StepResult:
         """Start one step, in all processes; the result's arrays are on the device, under way."""

@@ -69,6 +69,7 @@ class FakeEngine:
         self.running: dict[str, tuple[SamplingParams, itertools.count, RequestMetrics]] = {}
         self.added: list[tuple[str, SamplingParams, int]] = []  # id, settings, priority
         self.salts: list[str] = []
+        self.asked_adapters: list[str | None] = []
         self.compiled: list[str | None] = []  # grammars
         self.aborted: list[str] = []
         self.may_step = threading.Event()
@@ -82,7 +83,7 @@ class FakeEngine:
     def _check(self, prompt: Prompt, params: SamplingParams, adapter: str | None) -> CheckedInput:
         text = prompt if isinstance(prompt, str) else None
         token_ids = prompt["prompt_token_ids"] if isinstance(prompt, dict) else self.inputs.tokenize(prompt)
-        return CheckedInput(text, token_ids, params.max_tokens or 16, frozenset())
+        return CheckedInput(text, token_ids, params.max_tokens or 16, frozenset(), adapter)
 
     def add(
         self,
@@ -100,6 +101,7 @@ class FakeEngine:
         self.running[request_id] = params, itertools.count(), RequestMetrics(time.perf_counter())
         self.added.append((request_id, params, priority))
         self.salts.append(cache_salt)
+        self.asked_adapters.append(checked.adapter)
         self.compiled.append(grammar)
 
     def abort(self, request_id: str) -> None:

@@ -4,7 +4,7 @@ import { Answer } from "./answer.js";
 import { $, announce, copyText, count, icon, make, rate } from "./dom.js";
 import { look } from "./live.js";
 import { showMarkdown } from "./markdown.js";
-import { events, Failure, server } from "./server.js";
+import { events, Failure } from "./server.js";
 import { settings } from "./settings.js";
 
 export const log = $("#log");
@@ -277,7 +277,7 @@ async function answer() {
   showRunning();
   try {
     turn.body = {
-      model: server.model,
+      model: settings.value("model"),
       messages: before,
       ...settings.request(),
       stream: true,

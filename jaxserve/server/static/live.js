@@ -2,6 +2,7 @@
 
 import { $, count, make, number, rate } from "./dom.js";
 import { call, Failure, server } from "./server.js";
+import { settings } from "./settings.js";
 
 const INTERVAL = 1000; // milliseconds
 const HISTORY = 60; // looks that the curve shows
@@ -39,7 +40,7 @@ async function meet() {
   ]);
   const [{ id, max_model_len }] = models.data;
   server.model = id;
-  $("#model").textContent = id;
+  settings.offerModels(models.data.map((model) => model.id));
   $("#context").textContent = `${number(max_model_len)} tokens`;
   $("#greeting").textContent = `Talk to ${id}`;
   $("#version").textContent = `jaxserve ${version}`;

@@ -1,6 +1,6 @@
 // What the reader sets, and keeps in this browser.
 
-import { $, count } from "./dom.js";
+import { $, count, make } from "./dom.js";
 import { Failure, server } from "./server.js";
 
 export const EXAMPLE_TOOL = {
@@ -11,6 +11,8 @@ export const EXAMPLE_TOOL = {
     parameters: { type: "object", properties: { city: { type: "string" } }, required: ["city"] },
   },
 };
+
+const keptSettings = () => JSON.parse(localStorage.getItem("jaxserve") ?? "{}");
 
 export const settings = {
   form: $("#settings"),
@@ -46,8 +48,18 @@ export const settings = {
     return tools;
   },
 
+  /** Let the reader choose, if there is a choice. The first name is the model's. */
+  offerModels(names) {
+    const choice = this.form.elements.model;
+    const chosen = keptSettings().fields?.model;
+    choice.replaceChildren(...names.map((name) => make("option", { value: name }, name)));
+    if (names.includes(chosen)) choice.value = chosen;
+    choice.closest("label").hidden = names.length < 2;
+    this.show();
+  },
+
   load() {
-    const kept = JSON.parse(localStorage.getItem("jaxserve") ?? "{}");
+    const kept = keptSettings();
     for (const [name, value] of Object.entries(kept.fields ?? {})) {
       if (this.form.elements[name]) this.form.elements[name].value = value;
     }
@@ -66,6 +78,7 @@ export const settings = {
   },
 
   show() {
+    $("#model").textContent = this.value("model");
     $("#thinking").setAttribute("aria-pressed", this.thinking);
     let label = "Tools";
     let problem = "";

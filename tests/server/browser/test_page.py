@@ -113,6 +113,25 @@ def test_settings_are_sent_and_kept(page: Page, server: str) -> None:
     assert page.run("return Object.fromEntries(new FormData(document.forms.settings)).max_tokens") == ""
 
 
+def test_an_adapter_answers_once_it_is_chosen(visit: Visit) -> None:
+    fake = FakeEngine()
+    with core_thread(fake) as core, serving(build_app(core.client, MODEL_NAME)) as address:
+        assert not visit(address).find("[name=model]").is_displayed()  # there is nothing to choose
+        core.client.inputs.adapters["loud"] = "somewhere"
+        page = visit(address)
+        assert page.text("#model") == MODEL_NAME
+        page.set("max_tokens", "3")
+        page.ask("Count.")
+        page.set("model", "loud")
+        assert page.text("#model") == "loud"
+        page.ask("Count.")
+        page.browser.refresh()
+        page.wait(lambda: page.text("#model") == "loud")
+        page.click("#reset-settings")
+        assert page.text("#model") == MODEL_NAME
+    assert fake.asked_adapters == [None, "loud"]
+
+
 # Stopping
 
 
