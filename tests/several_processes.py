@@ -56,7 +56,7 @@ def scripts(task: str, *, devices: int = 1, **settings: Any) -> contextlib.Abstr
     return started(lambda own: ["tests.several_processes", task, json.dumps(settings | own)], devices=devices)
 
 
-def ends(processes: list[subprocess.Popen], seconds: float = 120) -> list[tuple[int, str, str]]:
+def ends(processes: list[subprocess.Popen], seconds: float = 400) -> list[tuple[int, str, str]]:
     """Each one's exit status, and the last line of what it printed, and all of its errors."""
     found = []
     for process in processes:

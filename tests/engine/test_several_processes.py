@@ -50,8 +50,8 @@ def test_all_end_soon_after_one_is_killed(killed: int) -> None:
             assert processes[0].poll() is None
         os.kill(processes[killed].pid, signal.SIGKILL)
         start = time.monotonic()
-        assert processes[1 - killed].wait(timeout=60) != 0
-        assert time.monotonic() - start < 20
+        assert processes[1 - killed].wait(timeout=200) != 0
+        assert time.monotonic() - start < 60  # JAX itself takes longer to notice
         errors = processes[1 - killed].stderr.read()
     assert f"process {killed} has ended without a word" in errors
 
