@@ -2,24 +2,15 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from pallas_kernels.native import library
 from pallas_kernels.native import matmul as native
 from pallas_kernels.xla import matmul as xla
 
 
-def products_run_natively(dtype: jnp.dtype, devices: np.ndarray) -> bool:
-    """Whether products of rows in `dtype` on `devices` will run in the native kernel."""
-    return dtype == jnp.bfloat16 and devices.size == 1 and devices.flat[0].platform == "cpu" and library.available()
-
-
-def _runs_natively(x: jax.Array, weight: jax.Array) -> bool:
-    """Whether `x` is multiplied with `weight` in the native kernel: in bf16 on one CPU device.
-
-    XLA's partitioner could not split the kernel over several devices.
-    """
-    return x.dtype == jnp.bfloat16 and weight.dtype in native.WEIGHTS and library.serves(weight)
+def products_run_natively(dtype: jnp.dtype, platform: str) -> bool:
+    """Whether products of rows in `dtype` on devices of that platform run in the native kernel."""
+    return dtype == jnp.bfloat16 and platform == "cpu" and library.available()
 
 
 def matmul_nk(x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -27,7 +18,7 @@ def matmul_nk(x: jax.Array, weight: jax.Array) -> jax.Array:
 
     The weight is of `x`'s dtype, or of eight bits, int8 or float8_e4m3fn, all of whose numbers `x`'s dtype holds.
     """
-    if _runs_natively(x, weight):
+    if x.dtype == jnp.bfloat16 and weight.dtype in native.WEIGHTS and library.serves(weight):
         y = native.matmul_nk(x.reshape(-1, x.shape[-1]), weight)
         return y.reshape(*x.shape[:-1], -1)
     return xla.matmul_nk(x, weight)

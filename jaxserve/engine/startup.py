@@ -229,7 +229,7 @@ def _resolve(
             model,
             dtype,
             defaults,
-            min_decode_rows=1 if products_run_natively(dtype, mesh.devices) else MIN_DECODE_ROWS,
+            min_decode_rows=1 if products_run_natively(dtype, mesh.devices.flat[0].platform) else MIN_DECODE_ROWS,
             smallest_tile=1 if on_cpu else TILE_SIZE,  # kernels take whole tiles only
             mixed=mixed,
         )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from jaxserve.layers.linear import matmul_nk
+from jaxserve.layers.linear import split_matmul_nk
 
 VOCAB_MULTIPLE = 128  # any vocabulary then splits over any mesh, and the output layer's tiles are whole
 
@@ -31,4 +31,5 @@ class Embedding(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """`[..., hidden]` to float32 `[..., vocab]`."""
-        return matmul_nk(hidden, self.weight[...])[..., : self.vocab_size]
+        logits = split_matmul_nk(hidden, self.weight[...], self.weight.get_metadata()["partition"])
+        return logits[..., : self.vocab_size]

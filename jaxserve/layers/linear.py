@@ -9,7 +9,31 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from jaxserve.layers.quantisation import rounded, scales
-from pallas_kernels.matmul import matmul_nk
+from pallas_kernels.matmul import matmul_nk, products_run_natively
+
+
+def split_matmul_nk(x: jax.Array, weight: jax.Array, partition: PartitionSpec) -> jax.Array:
+    """`matmul_nk` with a weight that is split so over the mesh in context (`jax.set_mesh`), if there is one.
+
+    XLA's partitioner splits its own products. Those of the CPU's kernel it cannot: each device multiplies its part.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    device = mesh.abstract_device
+    if mesh.size < 2 or device is None or not products_run_natively(x.dtype, device.platform):
+        return matmul_nk(x, weight)
+    out, into = (*partition, None, None)[:2]
+    rows = (None,) * (x.ndim - 1)
+
+    def of_own_part(x: jax.Array, weight: jax.Array) -> jax.Array:
+        y = matmul_nk(x, weight)
+        return y if into is None else jax.lax.psum(y, into)
+
+    return jax.shard_map(
+        of_own_part,
+        in_specs=(PartitionSpec(*rows, into), PartitionSpec(out, into)),
+        out_specs=PartitionSpec(*rows, out),
+        check_vma=False,
+    )(x, weight)
 
 
 class Stack(NamedTuple):
@@ -81,7 +105,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[..., in]` to `[..., out]`, in `x`'s dtype."""
-        y = matmul_nk(x, self.weight[...])
+        y = split_matmul_nk(x, self.weight[...], self.weight.get_metadata()["partition"])
         if self.scale is not None:
             y *= self.scale[...]
         if self.add is not None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from jaxserve.layers.linear import Stack, matmul_nk
+from jaxserve.layers.linear import Stack, split_matmul_nk
 from jaxserve.layers.mlp import GatedMLP, gate_up_block
 from jaxserve.parallel.mesh import TENSOR
 from pallas_kernels.grouped_matmul import grouped_matmul
@@ -71,7 +71,7 @@ class Router(nnx.Module):
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """`[tokens, hidden]` to experts and their weights, int32 and float32 `[tokens, experts_per_token]`."""
         config = self.config
-        logits = matmul_nk(x, self.weight[...])
+        logits = split_matmul_nk(x, self.weight[...], PartitionSpec())
         if self.bias is not None:
             logits += self.bias[...].astype(jnp.float32)
         scores = jax.nn.softmax(logits, axis=-1) if config.scoring == "softmax" else jax.nn.sigmoid(logits)

@@ -79,10 +79,14 @@ def instructions() -> str:
 
 
 def serves(array: jax.Array) -> bool:
-    """Whether the kernels run where `array` lies, or will lie when what is being traced runs: on one CPU device."""
+    """Whether the kernels run where `array` lies, or will lie when what is being traced runs: on one CPU device.
+
+    Or on several, of which each has an array of its own (`jax.shard_map`); XLA's partitioner could not split a kernel.
+    """
     mesh = jax.typeof(array).sharding.mesh
     device = mesh.abstract_device
-    return mesh.size == 1 and device is not None and device.platform == "cpu" and available()
+    of_one = mesh.size == 1 or mesh.are_all_axes_manual
+    return of_one and device is not None and device.platform == "cpu" and available()
 
 
 def _compiler() -> str | None:
