@@ -16,6 +16,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 MIXED = "several kinds of requests, each with its tokens"
 ENDLESS = "one request that goes on for minutes"
+OF_A_JOB = "several kinds of requests to an engine of its own, in a process of a job that others started"
 
 
 def free_port() -> int:
@@ -87,11 +88,17 @@ def answers(llm: Any) -> list[Any]:
     return found
 
 
-def _main(task: str, settings: str) -> None:
+def _main(task: str, text: str) -> None:
+    import jax
+
     from jaxserve import LLM, SamplingParams
 
-    with LLM(progress=False, **json.loads(settings)) as llm:
-        if task == MIXED:
+    settings = json.loads(text)
+    if task == OF_A_JOB:
+        named = [settings.pop(name) for name in ("coordinator_address", "num_processes", "process_id")]
+        jax.distributed.initialize(*named)
+    with LLM(progress=False, **settings) as llm:
+        if task in (MIXED, OF_A_JOB):
             print(json.dumps(answers(llm)))
             return
         for output in llm.stream("Hello", SamplingParams(ignore_eos=True, max_tokens=100_000)):

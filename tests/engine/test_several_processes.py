@@ -13,7 +13,7 @@ from jaxserve import LLM
 from jaxserve.cli.main import main
 from jaxserve.config import DEMO_MODEL
 from tests.adapter_files import write_adapter
-from tests.several_processes import ENDLESS, MIXED, answers, ends, scripts
+from tests.several_processes import ENDLESS, MIXED, OF_A_JOB, answers, ends, scripts
 
 SMALL = {"dtype": "float32", "max_num_seqs": 4, "max_num_batched_tokens": 64, "max_model_len": 512, "page_size": 16}
 TWO = SMALL | {"tensor_parallel_size": 2}
@@ -31,6 +31,15 @@ def test_two_processes_answer_as_one(devices: int, adapters: bool, tmp_path: Pat
     assert (status, others_status) == (0, 0), errors + others_errors
     assert json.loads(printed) == expected
     assert not re.match(r"\[[\[\d]", others_printed)  # the first alone answers
+
+
+def test_each_process_of_a_job_that_names_no_first_one_has_an_engine_of_its_own() -> None:
+    with LLM(progress=False, **TWO) as llm:
+        expected = json.loads(json.dumps(answers(llm)))
+    with scripts(OF_A_JOB, devices=2, **TWO) as processes:
+        for status, printed, errors in ends(processes):
+            assert status == 0, errors
+            assert json.loads(printed) == expected
 
 
 def test_an_orbax_checkpoint_is_restored_by_each_process(tmp_path: Path) -> None:
