@@ -32,6 +32,11 @@ class InputError(ValueError):
         return "".join(names.get(part.text, part.text) if isinstance(part, Name) else part for part in self.parts)
 
 
+def first_line(error: Exception) -> str:
+    """What an error of somebody else's says, short enough to stand in a sentence."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the known name closest to `name`, or nothing."""
     close = difflib.get_close_matches(name, list(known), n=1)

@@ -47,12 +47,13 @@ class LLM:
     def __init__(self, model: str | None = None, *, progress: bool = True, **settings: Any):
         config = EngineConfig.from_settings({"model": model} | settings)
         self._progress = progress
-        if config.process_id:
-            with ProgressBars(enabled=progress) as bars:
-                follow(config, bars)
-            raise SystemExit
         with ProgressBars(enabled=progress) as bars:
-            self.engine = Engine(load(config, bars))
+            loaded = load(config, bars)
+            if not config.process_id:
+                self.engine = Engine(loaded)
+        if config.process_id:
+            follow(loaded)
+            raise SystemExit
         self._ids = itertools.count()
         self._boxes: dict[str, deque[RequestOutput]] = {}  # of each running request, what its caller has not taken yet
 

@@ -87,8 +87,7 @@ class Adapters:
         self._layers = {place: _Layer(names, placed[place], stored[place]) for place, names in modules.items()}
 
         pairs = {name: self._pairs(name, path) for name, path in named.items()}
-        ranks = {name: max(len(pair.down) for pair in own.values()) for name, own in pairs.items()}
-        self._rank = rank or max(ranks.values(), default=_RANK)
+        self._rank = rank or max(map(_rank, pairs.values()), default=_RANK)
         if self.places == len(named):
             modules_used = {module for own in pairs.values() for module in own}
             self._layers = {
@@ -115,8 +114,7 @@ class Adapters:
         return pairs
 
     def _adapter(self, name: str, pairs: dict[str, Pair]) -> Adapter:
-        rank = max(len(pair.down) for pair in pairs.values())
-        if rank > self._rank:
+        if (rank := _rank(pairs)) > self._rank:
             raise InputError(
                 f"the adapter {name!r} has rank {rank} and there is memory for {self._rank}; raise max_lora_rank"
             )
@@ -185,6 +183,11 @@ class _Layer:
                 f"{dtype.name}, which would reach the requests of others; leave it out or train it again"
             )
         return LowRank(down.reshape(-1, self._in), tuple(up))
+
+
+def _rank(pairs: dict[str, Pair]) -> int:
+    """The largest in an adapter."""
+    return max(len(pair.down) for pair in pairs.values())
 
 
 def _directory(name: str, path: str) -> Path:

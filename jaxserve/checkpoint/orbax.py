@@ -16,7 +16,7 @@ from jaxserve.checkpoint.eight_bits import made_from, made_of
 from jaxserve.checkpoint.fusing import unfused
 from jaxserve.checkpoint.huggingface import abstract_model
 from jaxserve.checkpoint.placement import Plan, place
-from jaxserve.errors import InputError
+from jaxserve.errors import InputError, first_line
 from jaxserve.layers.linear import eight_bits
 from jaxserve.models.config import ModelConfig
 from jaxserve.parallel.mesh import TENSOR, parameter_shardings
@@ -134,7 +134,7 @@ def _saved(item: Path, config: ModelConfig, wanted: dict[Name, nnx.Variable]) ->
     try:
         tree = ocp.PyTreeCheckpointHandler().metadata(item.absolute()).tree
     except (ValueError, OSError, KeyError, TypeError) as error:
-        raise InputError(f"{item} is damaged ({_first_line(error)}); save it again") from error
+        raise InputError(f"{item} is damaged ({first_line(error)}); save it again") from error
     flat = {
         tuple(str(getattr(key, "key", getattr(key, "idx", key))) for key in path): leaf
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
@@ -191,7 +191,7 @@ def _restore(
         reason = error.__cause__ if type(error) is Exception else error
         if not isinstance(reason, ValueError | OSError | KeyError):
             raise
-        raise InputError(f"{item} is damaged ({_first_line(reason)}); save it again") from reason
+        raise InputError(f"{item} is damaged ({first_line(reason)}); save it again") from reason
     return {name: _get(restored, path) for name, path in whole.items()}
 
 
@@ -214,7 +214,3 @@ def _get(tree: Any, path: Name) -> Any:
     for key in path:
         tree = tree[key]
     return tree
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -79,14 +79,16 @@ def start_llm(config: EngineConfig) -> "LLM":
 
 def follow(config: EngineConfig) -> None:
     """Do the steps of the first of several processes, until it ends."""
-    from jaxserve.engine.follower import follow  # on demand: it brings JAX with it
+    from jaxserve.engine.follower import follow  # on demand: they bring JAX with them
+    from jaxserve.engine.startup import load
 
     # Who ends a job signals all its processes; this one is needed until the first has finished what it was asked.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     first = f"process 0 at {config.coordinator_address}"
     print(f"Process {config.process_id} of {config.num_processes} works for {first}", file=sys.stderr, flush=True)
     with ProgressBars() as bars:
-        follow(config, bars)
+        loaded = load(config, bars)
+    follow(loaded)
 
 
 def _find_preset(name: str) -> str:

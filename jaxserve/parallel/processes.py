@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxserve.errors import InputError
+from jaxserve.errors import InputError, first_line
 
 _KEY_BYTES = 32
 _LENGTH = struct.Struct("!Q")
@@ -100,7 +100,7 @@ def join(address: str, count: int, number: int) -> Processes:
             jax.distributed.initialize(address, count, number)
         except (ValueError, RuntimeError) as error:
             raise InputError(
-                f"process {number} of {count} cannot join the others at {address} ({_first_line(error)}); give all of "
+                f"process {number} of {count} cannot join the others at {address} ({first_line(error)}); give all of "
                 "them one address of the first, which it can listen on, and each its own number"
             ) from error
     if (jax.process_count(), jax.process_index()) != (count, number):
@@ -131,6 +131,7 @@ class _Link:
         self._connection, self._reader = connection, connection.makefile("rb")
         self._received: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._last: _Left | None = None
+        self._gone = threading.Event()  # set when the last message has come
         self._noticed = False  # that the other has gone
         self._closed = False
         threading.Thread(target=self._receive_all, daemon=True).start()
@@ -140,7 +141,8 @@ class _Link:
         try:
             self._connection.sendall(frame)
         except OSError:
-            self._raise(self._received_last())
+            self._gone.wait(_SECONDS_TO_END)  # its last message is on its way
+            self._raise(self._last or _Left(None))
 
     def receive(self, *, may_leave: bool = False) -> Any:
         """The next message. `InputError` if the other has left, and `may_leave` does not allow that."""
@@ -166,13 +168,6 @@ class _Link:
         self._noticed = True
         raise InputError(f"process {self.other} {left.reason or 'has ended'}")
 
-    def _received_last(self) -> _Left:
-        """Its last message, which is on its way if nothing can be sent any more."""
-        deadline = time.monotonic() + _SECONDS_TO_END
-        while self._last is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        return self._last or _Left(None)
-
     def _receive_all(self) -> None:
         message: Any = None
         while not isinstance(message, _Left):
@@ -183,6 +178,7 @@ class _Link:
                 message = _Left("has ended without a word; its own output may say why")
             if isinstance(message, _Left):
                 self._last = message
+                self._gone.set()
             self._received.put(message)
         if not self._closed:
             self._end_soon(message)
@@ -250,7 +246,3 @@ def _greeting(connection: socket.socket) -> tuple[bytes, int]:
     except OSError:
         pass  # it says too little, too late
     return _GREETING.unpack(given) if len(given) == _GREETING.size else (b"", 0)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

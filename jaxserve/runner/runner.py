@@ -123,9 +123,12 @@ class Runner:
             (LogprobRows, tokens): partial(self._compile_prompt_logprobs, tokens)
             for tokens in sorted({bucket.tokens for bucket in self._buckets.prefill}, reverse=True)
         }
-        programs |= {VocabRow: self._compile_vocab_row, Masks: self._compile_masks, DeviceState: self._compile_empty}
+        programs |= {VocabRow: self._compile_vocab_row, Masks: self._compile_masks}
+        programs[DeviceState] = partial(self._compile_making, self._empty_state, self._state_shapes)
         if self._adapters.places:
-            programs |= {Adapters: self._compile_no_adapters, Adapter: self._compile_adapter}
+            shapes = self._adapters.shapes
+            programs[Adapters] = partial(self._compile_making, partial(jax.tree.map, _zeros, shapes), shapes)
+            programs[Adapter] = self._compile_adapter
         tasks = [partial(self._cache.get, repr(key), compile_) for key, compile_ in programs.items()]
         self._compiled = dict(zip(programs, compile_all(tasks, on_compiled), strict=True))
 
@@ -238,8 +241,8 @@ class Runner:
     def _compile(self, program: Callable, arrays: PrefillArrays | DecodeArrays) -> jax.stages.Compiled:
         # Outputs lie as the inputs they replace, so that each step's result fits the next step's program.
         whole = sharding(self._mesh)
-        state = jax.tree.map(lambda shape: shape.sharding, self._state_shapes)
-        step = jax.jit(program, donate_argnums=1, in_shardings=(None, None, whole), out_shardings=(state, whole))
+        where = _places(self._state_shapes), whole
+        step = jax.jit(program, donate_argnums=1, in_shardings=(None, None, whole), out_shardings=where)
         with jax.set_mesh(self._mesh):  # for the layers that split their own work
             return self._compiled_of(step.lower(self._shapes, self._state_shapes, arrays))
 
@@ -250,22 +253,13 @@ class Runner:
         with jax.set_mesh(self._mesh):
             return self._compiled_of(program.lower(self._shapes, hidden, np.zeros(tokens, np.int32)))
 
-    def _compile_empty(self) -> jax.stages.Compiled:
-        state = jax.tree.map(lambda shape: shape.sharding, self._state_shapes)
-        return self._compiled_of(jax.jit(self._empty_state, out_shardings=state).lower())
-
-    def _compile_no_adapters(self) -> jax.stages.Compiled:
-        shapes = self._adapters.shapes
-        where = jax.tree.map(lambda shape: shape.sharding, shapes)
-        zeros = jax.jit(
-            lambda: jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes), out_shardings=where
-        )
-        return self._compiled_of(zeros.lower())
+    def _compile_making(self, make: Callable[[], Any], shapes: Any) -> jax.stages.Compiled:
+        """A program that makes arrays of these shapes where they are to lie."""
+        return self._compiled_of(jax.jit(make, out_shardings=_places(shapes)).lower())
 
     def _compile_adapter(self) -> jax.stages.Compiled:
         shapes, one = self._adapters.shapes, self._adapters.one
-        where = jax.tree.map(lambda shape: shape.sharding, shapes)
-        inputs = (None, None, sharding(self._mesh))
+        inputs, where = (None, None, sharding(self._mesh)), _places(shapes)
         program = jax.jit(self._programs.put_adapter, donate_argnums=0, in_shardings=inputs, out_shardings=where)
         return self._compiled_of(program.lower(shapes, one, np.int32(0)))
 
@@ -290,6 +284,15 @@ class Runner:
 def _whole(array: np.ndarray, shape: jax.ShapeDtypeStruct) -> jax.Array:
     """The array on its devices, of which each process places its own."""
     return jax.make_array_from_callback(array.shape, shape.sharding, lambda index: array[index])
+
+
+def _zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:
+    return jnp.zeros(shape.shape, shape.dtype)
+
+
+def _places(shapes: Any) -> Any:
+    """Where arrays of these shapes are to lie."""
+    return jax.tree.map(lambda shape: shape.sharding, shapes)
 
 
 def _placed(where: NamedSharding, shapes: Any) -> Any:

@@ -24,16 +24,14 @@ class Replica:
     """One server, with an engine of its own. Ray counts what a replica needs: give it `num_gpus`."""
 
     def __init__(self, settings: dict[str, Any]):
-        config = EngineConfig.from_settings(settings)
-        server = ServerConfig()
+        self._ending = contextlib.ExitStack()
+        config, server = EngineConfig.from_settings(settings), ServerConfig()
         logs.configure(server.log_level, server.log_format)
-        with contextlib.ExitStack() as stack:
-            try:
-                self._engine = stack.enter_context(started_engine(config, server))
-            except SystemExit as error:  # which would tell Ray nothing
-                raise RuntimeError(str(error)) from error
-            self._app = build_app(self._engine, served_name(config, server), server)
-            self._ending = stack.pop_all()
+        try:
+            self._engine = self._ending.enter_context(started_engine(config, server))
+        except SystemExit as error:  # which would tell Ray nothing
+            raise RuntimeError(str(error)) from error
+        self._app = build_app(self._engine, served_name(config, server), server)
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return self._app

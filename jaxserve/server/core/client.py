@@ -301,10 +301,7 @@ class EngineClient:
 
     async def _change_adapters(self, message: LoadAdapter | UnloadAdapter) -> None:
         self._check_alive()
-        answer: asyncio.Future[list[str | Name] | None] = self._loop.create_future()
-        self._adapter_changes.append(answer)
-        self._send(message)
-        refused = await answer
+        refused = await self._answer(message, self._adapter_changes)
         if refused is not None:
             raise InputError(*refused)
 
@@ -327,14 +324,18 @@ class EngineClient:
     async def _ask[T](self, waiting: "list[asyncio.Future[T]]") -> T:
         """Ask the core for a sign of life; what comes of it is given to those in `waiting`."""
         seconds = self._config.health_timeout
-        answer: asyncio.Future[T] = self._loop.create_future()
-        waiting.append(answer)
-        self._send(Ping())
         try:
             async with asyncio.timeout(seconds):
-                return await answer
+                return await self._answer(Ping(), waiting)
         except TimeoutError:
             raise EngineDead(f"the engine has given no sign of life for {seconds:g} seconds") from None
+
+    async def _answer[T](self, message: msgspec.Struct, waiting: "list[asyncio.Future[T]]") -> T:
+        """Send the core a message; what comes of it is given to those in `waiting`."""
+        answer: asyncio.Future[T] = self._loop.create_future()
+        waiting.append(answer)
+        self._send(message)
+        return await answer
 
     async def __aenter__(self) -> "EngineClient":
         self._loop = asyncio.get_running_loop()

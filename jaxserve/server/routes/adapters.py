@@ -4,8 +4,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from jaxserve.errors import InputError
-from jaxserve.server.errors import ApiError
-from jaxserve.server.failures import EngineDead
 from jaxserve.server.incoming import read_body
 from jaxserve.server.openapi import Operation, describes
 from jaxserve.server.protocol.adapters import LoadAdapterRequest, UnloadAdapterRequest, UnloadedAdapter
@@ -23,7 +21,6 @@ class Adapters:
             summary="One more adapter, which requests may name as their model",
             takes=LoadAdapterRequest,
             answers=ModelCard,
-            errors=(503,),
         )
     )
     async def load(self, request: Request) -> Response:
@@ -31,10 +28,7 @@ class Adapters:
         name = body.lora_name
         if name == self._served.name:
             raise InputError(f"{name!r} is the model's own name; give the adapter another one", field="lora_name")
-        try:
-            await self._served.engine.load_adapter(name, body.lora_path)
-        except EngineDead as error:
-            raise ApiError(503, str(error)) from None
+        await self._served.engine.load_adapter(name, body.lora_path)
         return json_response(self._served.card(self._served.asked(name)))
 
     @describes(
@@ -42,7 +36,7 @@ class Adapters:
             summary="No more requests to this adapter",
             takes=UnloadAdapterRequest,
             answers=UnloadedAdapter,
-            errors=(404, 503),
+            errors=(404,),
         )
     )
     async def unload(self, request: Request) -> Response:
@@ -51,8 +45,5 @@ class Adapters:
         name = body.lora_name
         if self._served.asked(name).adapter is None:
             raise InputError(f"{name!r} is the model itself; name an adapter", field="lora_name")
-        try:
-            await self._served.engine.unload_adapter(name)
-        except EngineDead as error:
-            raise ApiError(503, str(error)) from None
+        await self._served.engine.unload_adapter(name)
         return json_response(UnloadedAdapter(id=name, object="model", deleted=True))
