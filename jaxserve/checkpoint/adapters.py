@@ -86,6 +86,8 @@ class Adapters:
         modules = {place: names for place, names in module_names(config, dtype).items() if place in placed}
         self._layers = {place: _Layer(names, placed[place], stored[place]) for place, names in modules.items()}
 
+        self._modules = _modules(self._layers)
+
         pairs = {name: self._pairs(name, path) for name, path in named.items()}
         self._rank = rank or max(map(_rank, pairs.values()), default=_RANK)
         if self.places == len(named):
@@ -106,7 +108,7 @@ class Adapters:
 
     def _pairs(self, name: str, path: str) -> dict[str, Pair]:
         pairs = _read(_directory(name, path))
-        if surplus := sorted(pairs.keys() - {module for layer in self._layers.values() for module in layer.names}):
+        if surplus := sorted(pairs.keys() - self._modules):
             raise InputError(
                 f"the adapter {name!r} adds to {surplus[0]!r}, which is no linear layer of this "
                 f"{self._architecture}; give one that was trained for this model, on its attention and dense MLPs"
@@ -117,6 +119,11 @@ class Adapters:
         if (rank := _rank(pairs)) > self._rank:
             raise InputError(
                 f"the adapter {name!r} has rank {rank} and there is memory for {self._rank}; raise max_lora_rank"
+            )
+        if surplus := sorted(pairs.keys() - _modules(self._layers)):
+            raise InputError(
+                f"the adapter {name!r} adds to {surplus[0]!r}, and there is memory for layers of the lora_modules "
+                "alone; start with a max_loras above their number"
             )
         return Adapter(
             name,
@@ -183,6 +190,11 @@ class _Layer:
                 f"{dtype.name}, which would reach the requests of others; leave it out or train it again"
             )
         return LowRank(down.reshape(-1, self._in), tuple(up))
+
+
+def _modules(layers: dict[str, _Layer]) -> set[str]:
+    """What a checkpoint calls all that these are made of."""
+    return {module for layer in layers.values() for module in layer.names}
 
 
 def _rank(pairs: dict[str, Pair]) -> int:

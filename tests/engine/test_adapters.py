@@ -196,6 +196,15 @@ def test_an_adapter_that_cannot_come_leaves_the_others_as_they_are(
         llm.load_adapter("third", files["few"])
 
 
+def test_layers_that_there_is_no_memory_for_are_told_from_those_of_another_model(files: dict[str, Path]) -> None:
+    with LLM(str(files["base"]), lora_modules={"few": files["few"]}, max_lora_rank=8, **SETTINGS) as llm:
+        llm.unload_adapter("few")
+        told = r"the adapter 'all' adds to 'model\.layers.* and there is memory for layers of the lora_modules alone"
+        with pytest.raises(InputError, match=told):
+            llm.load_adapter("all", files["all"])
+        llm.load_adapter("few", files["few"])
+
+
 def test_an_engine_without_places_says_so(files: dict[str, Path], tiny_llm: Any) -> None:
     with pytest.raises(InputError, match="this engine has no place for adapters; start it with max_loras"):
         tiny_llm().load_adapter("few", files["few"])
