@@ -32,6 +32,9 @@ from rich.console import Console
 from rich.table import Table
 
 ENGINE = "--max-num-seqs 16 --max-num-batched-tokens 128 --max-model-len 1024 --page-size 16".split()
+# A client that leaves as it connects may keep its connection open and send nothing, as httpx's sometimes do: the
+# server has to cut it, within the minute in which it has to become idle.
+SERVER = "--read-timeout 20".split()
 MEMORY = {
     "memory of the server, MiB": "process_resident_memory_bytes",
     "memory of the engine, MiB": "jaxserve_engine_process_resident_memory_bytes",
@@ -250,7 +253,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("flags", nargs="*", help="flags of jaxserve serve, after --")
     arguments = parser.parse_args(words)
-    with served([*ENGINE, *arguments.flags]) as (url, log):
+    with served([*ENGINE, *SERVER, *arguments.flags]) as (url, log):
         samples, counts = asyncio.run(soak(url, 60 * arguments.minutes, arguments.clients, arguments.seed))
         print_tables(samples, counts)
         found = failures(samples, counts, arguments.max_growth)
