@@ -20,7 +20,7 @@ _KINDS: dict[type, tuple[Any, str]] = {
 }
 LOAD_FORMATS = ("auto", "dummy")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
-QUANTIZATIONS = ("int8", "fp8")  # `layers.quantisation.KINDS`, which brings JAX, as does the next
+QUANTIZATIONS = ("int8", "fp8", "int4")  # `layers.quantisation.KINDS`, which brings JAX, as does the next
 ATTENTION_BACKENDS = ("auto", "mosaic_gpu", "native", "xla")  # `pallas_kernels.implementations`
 
 
@@ -101,8 +101,8 @@ class EngineConfig(Settings):
     dtype: str = setting("auto", f"of weights and KV cache: {', '.join(DTYPES)}; auto takes the checkpoint's")
     quantization: str | None = setting(
         None,
-        f"keep the weights of linear layers in eight bits, with a scale for every output: {', '.join(QUANTIZATIONS)}; "
-        "as the checkpoint has them if left out",
+        f"keep the weights of linear layers in fewer bits: {', '.join(QUANTIZATIONS)}; int4 has a scale and a zero for "
+        "every 128 of a row, the others a scale for every output; as the checkpoint has them if left out",
     )
     lora_modules: tuple[str, ...] = setting(
         (), "LoRA adapter that requests may name, as name=directory or name=hub id, in the format that PEFT saves"

@@ -22,3 +22,16 @@ def matmul_nk(x: jax.Array, weight: jax.Array) -> jax.Array:
         y = native.matmul_nk(x.reshape(-1, x.shape[-1]), weight)
         return y.reshape(*x.shape[:-1], -1)
     return xla.matmul_nk(x, weight)
+
+
+def matmul_nk_int4(x: jax.Array, weight: jax.Array, scale: jax.Array, zero: jax.Array) -> jax.Array:
+    """`x` `[..., in]` times a weight in four bits, transposed: float32 `[..., out]`.
+
+    `weight` uint8 `[out, in / 2]` has two numbers from -8 to 7 a byte, the first in its lower half. Each means
+    `(number - zero) * scale` with the float32 `scale` and the int8 `zero` of its group, `[out, groups]` both; a group
+    is `in / groups` neighbours in a row. What it means is rounded to `x`'s dtype.
+    """
+    if x.dtype == jnp.bfloat16 and library.serves(weight):
+        y = native.matmul_nk_int4(x.reshape(-1, x.shape[-1]), weight, scale, zero)
+        return y.reshape(*x.shape[:-1], -1)
+    return xla.matmul_nk_int4(x, weight, scale, zero)

@@ -140,7 +140,7 @@ class _Layer:
     def __init__(self, names: list[str], placed: Linear, stored: Linear):
         self.names = names
         self._parts = placed.parts
-        rows, self._in = placed.weight.shape
+        rows, self._in = placed.weight.shape[0], placed.in_features
         self._rows = rows_of_parts(rows, placed.parts)
         self._stored_rows = rows_of_parts(stored.weight.shape[0], stored.parts)
         self._partition = placed.weight.get_metadata()["partition"]

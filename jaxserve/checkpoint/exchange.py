@@ -1,5 +1,6 @@
 """Parameters handed from a trainer to an engine that serves the same model."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -7,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxserve.checkpoint.eight_bits import made_from, made_of
 from jaxserve.checkpoint.fusing import unfused
 from jaxserve.checkpoint.huggingface import abstract_model
 from jaxserve.checkpoint.placement import Plan, place
+from jaxserve.checkpoint.quantised import made_from, made_of
 from jaxserve.errors import InputError
-from jaxserve.layers.linear import EightBits, eight_bits
+from jaxserve.layers.linear import quantised
+from jaxserve.layers.quantisation import Quantised
 from jaxserve.models.config import ModelConfig
 
 
@@ -26,26 +28,29 @@ class Handover(NamedTuple):
     array: jax.Array
     own_parts: tuple[int, ...]
     parts: tuple[int, ...]
-    made_into: EightBits | None = None
+    made_into: Quantised | None = None
 
 
 def match(new: nnx.State, served: nnx.State, config: ModelConfig) -> list[Handover]:
     """What `new` holds for each of `served`'s arrays, in the order of `jax.tree.leaves`. Nothing is moved.
 
     `config` is the model as it stands on the mesh; where that repeats KV heads, `new` may hold them once. What is
-    served in eight bits may come as it was trained. `InputError` names the parameter that is missing, left over or of
+    served in few bits may come as it was trained. `InputError` names the parameter that is missing, left over or of
     another shape.
     """
     if not isinstance(new, nnx.State):
         raise InputError(f"the new weights are a {type(new).__name__}; give a Flax state, such as nnx.state(model)")
     given = {_name(path): variable for path, variable in nnx.to_flat_state(new)}
     targets = nnx.to_flat_state(served)
-    shapes = dict(targets)
-    once = dict(nnx.to_flat_state(abstract_model(config.stored, jnp.dtype(jnp.float32))[1]))
     trained = not any(name.endswith(".scale") for name in given)
+    as_given = dataclasses.replace(config, quantization=None) if trained else config
+    shapes, once = (
+        dict(nnx.to_flat_state(abstract_model(model, jnp.dtype(jnp.float32))[1]))
+        for model in (as_given, as_given.stored)
+    )
     found, taken = [], set()
     for path, target in targets:
-        made_into, own_path = (eight_bits(target), made_from(path, target)) if trained else (None, path)
+        made_into, own_path = (quantised(target), made_from(path, target)) if trained else (None, path)
         name = _name(own_path)
         if name not in given:
             raise InputError(f"the new weights have no parameter {name}, which {config.architecture} needs")

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxserve.checkpoint import eight_bits
+from jaxserve.checkpoint import quantised
 from jaxserve.checkpoint.filling import assign
 from jaxserve.checkpoint.fp8_blocks import Fp8Directory
 from jaxserve.checkpoint.fusing import Source, Sources, overlaps, rows_of_parts
@@ -23,8 +23,9 @@ from jaxserve.checkpoint.placement import Plan, place
 from jaxserve.checkpoint.safetensors_files import SINGLE_FILE, SafetensorsDirectory, write_file
 from jaxserve.checkpoint.stacks import stacked_tensors, unstack
 from jaxserve.errors import InputError
-from jaxserve.layers.linear import EightBits, Stack
-from jaxserve.layers.linear import eight_bits as eight_bits_of
+from jaxserve.layers.linear import Stack
+from jaxserve.layers.linear import quantised as quantised_part
+from jaxserve.layers.quantisation import Quantised
 from jaxserve.models.config import Fp8Blocks, ModelConfig
 from jaxserve.models.decoder import Decoder
 from jaxserve.models.registry import ARCHITECTURES, make_model, model_class
@@ -73,7 +74,7 @@ class _Parameter(NamedTuple):
     partition: PartitionSpec
     parts: tuple[int, ...]
     stack: Stack | None
-    eight_bits: EightBits | None
+    quantised: Quantised | None
 
 
 class _Abstract(NamedTuple):
@@ -105,7 +106,7 @@ def _abstract_model(config: ModelConfig, dtype: jnp.dtype) -> _Abstract:
     parameters = []
     for path, variable in nnx.to_flat_state(state):
         own = variable.get_metadata()
-        rules = own["partition"], own["parts"], own.get("stacked"), eight_bits_of(variable)
+        rules = own["partition"], own["parts"], own.get("stacked"), quantised_part(variable)
         names = _hf_names(model, path)
         parameters.append(_Parameter(path, names, variable.shape, np.dtype(variable.dtype), *rules))
     return _Abstract(graph, state, jax.tree.structure(state), parameters)
@@ -129,7 +130,7 @@ def load_weights(
     files = _files(directory, config)
     used, plans = set(), []
     for stored, target in zip(unrepeated.parameters, model.parameters, strict=True):
-        sources, kinds, own = _sources(files, stored, target)
+        sources, kinds, own = _sources(files, stored, target, kept=config.keeps_packing)
         used.update(own)
         kind = target.dtype if dtype else np.result_type(*kinds)
         plans.append(Plan(target.shape, kind, sharding_of(target.partition), sources))
@@ -220,7 +221,7 @@ def _hf_names(model: type[Decoder], path: tuple) -> list[str]:
     pattern = ".".join("{}" if isinstance(step, int) else step for step in module)
     if f"{pattern}.{leaf}" in model.HF_NAMES:  # of parameters that are not called after their leaf
         return [name.format(*numbers) for name in model.HF_NAMES[f"{pattern}.{leaf}"]]
-    leaf = "weight_scale" if leaf == "scale" else leaf
+    leaf = f"weight_{leaf}" if leaf in ("scale", "zero") else leaf
     return [f"{name.format(*numbers)}.{leaf}" for name in model.HF_NAMES[pattern]]
 
 
@@ -231,13 +232,14 @@ def _stored_shapes(stored: _Parameter) -> list[tuple[int, ...]]:
 
 
 def _sources(
-    files: SafetensorsDirectory, stored: _Parameter, target: _Parameter
+    files: SafetensorsDirectory, stored: _Parameter, target: _Parameter, *, kept: bool
 ) -> tuple[Sources, list[np.dtype], list[str]]:
     """What `target` is made of, with the dtypes and names of the tensors; `stored` is the parameter unrepeated."""
     if stored.stack is None:
-        read = [eight_bits.tensor(files, name, stored.eight_bits) for name in stored.names]
+        read = [quantised.tensor(files, name, target.quantised, kept=kept) for name in stored.names]
         tensors, own = [tensor for tensor, _ in read], [name for _, used in read for name in used]
-        sources: Sources = _parts(stored.names, tensors, stored.shape, stored.parts, target.parts)
+        shape = stored.shape[0], *target.shape[1:]
+        sources: Sources = _parts(stored.names, tensors, shape, stored.parts, target.parts)
         return sources, [tensor.dtype for tensor in tensors], own
     found = [stacked_tensors(files, name, stored.stack, stored.shape) for name in stored.names]
     entries = list(zip(*(rows for rows, _ in found), strict=True))

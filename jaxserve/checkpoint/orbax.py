@@ -12,12 +12,13 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from jaxserve.checkpoint.eight_bits import made_from, made_of
 from jaxserve.checkpoint.fusing import unfused
 from jaxserve.checkpoint.huggingface import abstract_model
 from jaxserve.checkpoint.placement import Plan, place
+from jaxserve.checkpoint.quantised import made_from, made_of
 from jaxserve.errors import InputError, first_line
-from jaxserve.layers.linear import eight_bits
+from jaxserve.layers.linear import quantised
+from jaxserve.layers.quantisation import INT4
 from jaxserve.models.config import ModelConfig
 from jaxserve.parallel.mesh import TENSOR, parameter_shardings
 
@@ -97,17 +98,17 @@ def load_weights(
 def _quantised(
     item: Path, config: ModelConfig, mesh: Mesh, dtype: jnp.dtype | None, on_bytes: Callable[[int, int], None]
 ) -> tuple[nnx.GraphDef, nnx.State]:
-    """What `load_weights` gives: the weights as they were saved, all on the mesh, and then in eight bits one by one."""
+    """What `load_weights` gives: the weights as they were saved, all on the mesh, and then in few bits one by one."""
     _, whole = load_weights(item, dataclasses.replace(config, quantization=None), mesh, dtype, on_bytes)
     graph, state = abstract_model(config.over_tensor_axis(mesh.shape[TENSOR]), jnp.dtype(jnp.float32))
     shardings = dict(nnx.to_flat_state(parameter_shardings(mesh, state)))
     saved, made = dict(nnx.to_flat_state(whole)), []
-    for path, target in nnx.to_flat_state(state):  # a layer's scale comes before its weight
+    for path, target in nnx.to_flat_state(state):  # a layer's scale comes before its weight, and its zero behind it
         array = saved[made_from(path, target)][...]
-        if (part := eight_bits(target)) is not None:
-            array = jax.device_put(made_of(array, part), shardings[path])
-            if not part.is_scale:
-                del saved[path]
+        if (own := quantised(target)) is not None:
+            array = jax.device_put(made_of(array, own), shardings[path])
+            if own.part == ("zero" if own.kind == INT4 else "weight"):
+                del saved[made_from(path, target)]
         made.append((path, target.replace(array)))
     return graph, nnx.from_flat_state(made)
 

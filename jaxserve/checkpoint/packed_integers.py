@@ -1,4 +1,4 @@
-"""Integers of four or eight bits packed into 32, with scales for groups of a row, unpacked as they are read.
+"""Integers of four or eight bits packed into 32, with scales for groups of a row; unpacked or repacked as they come.
 
 As GPTQ (Frantar et al., 2022, arXiv:2210.17323), AWQ (Lin et al., 2023, arXiv:2306.00978) and compressed-tensors write
 them. A weight is `(number - zero) * scale`; numbers and zeros have no sign.
@@ -13,6 +13,7 @@ import numpy as np
 from jaxserve.checkpoint.lazy_rows import LazyRows
 from jaxserve.checkpoint.safetensors_files import SafetensorsDirectory
 from jaxserve.errors import InputError
+from jaxserve.layers.quantisation import Quantised, packed
 from jaxserve.models.config import PackedIntegers
 
 # The tensors in a weight's place: numbers first, then zeros, scales, each column's group, and what nobody needs.
@@ -56,6 +57,18 @@ class PackedDirectory(SafetensorsDirectory):
         layer = name.removesuffix(".weight")
         if layer == name or layer + self._parts[0] not in self._stored:
             return super().tensor(name)
+        return self._packed(layer).rows()
+
+    def part(self, name: str, own: Quantised) -> LazyRows:
+        """That part of the weight `name` with its own numbers, which are four bits each in groups of neighbours."""
+        layer = name.removesuffix(".weight")
+        if layer + self._parts[0] not in self._stored:
+            raise InputError(
+                f"tensor {name!r} is not packed, and by config.json all linear layers' are; they do not belong together"
+            )
+        return self._packed(layer).part(own)
+
+    def _packed(self, layer: str) -> "_Packed":
         numbers, zeros, scales, group_of = (layer + part for part in self._parts[:4])
         return _Packed(
             layer,
@@ -64,7 +77,7 @@ class PackedDirectory(SafetensorsDirectory):
             super().tensor(zeros) if zeros in self._stored else None,
             super().tensor(scales),
             super().tensor(group_of) if group_of in self._stored else None,
-        ).rows()
+        )
 
 
 class _Packed:
@@ -79,7 +92,7 @@ class _Packed:
         scales: np.ndarray,
         group_of: np.ndarray | None,
     ):
-        self._packing, self._per_word = packing, _WORD_BITS // packing.bits
+        self._layer, self._packing, self._per_word = layer, packing, _WORD_BITS // packing.bits
         self._by_row = packing.layout == "compressed-tensors"  # others have inputs before outputs
         self._numbers = _words(layer, numbers)
         self._zeros = None if zeros is None else _words(layer, zeros)
@@ -119,6 +132,36 @@ class _Packed:
         """`[out, in]`, float32."""
         outputs, inputs = self._shape
         return LazyRows(self._unpack, [np.arange(outputs)[:, None]], range(inputs))
+
+    def part(self, own: Quantised) -> LazyRows:
+        """Of the matrix in `int4`: see `quantisation.made`."""
+        if not self._is_in_order:
+            raise InputError(
+                f"the groups of {self._layer!r} are no neighbours, and by config.json they are; they do not belong "
+                "together"
+            )
+        outputs, inputs = self._shape
+        if own.part == "weight":
+            return LazyRows(self._repack, [np.arange(outputs)[:, None]], range(inputs // 2), np.uint8)
+        find, dtype = (self._scales_of, np.float32) if own.part == "scale" else (self._signed_zeros_of, np.int8)
+
+        def make(parts: list[np.ndarray], columns: range) -> np.ndarray:
+            indices = parts[0][..., 0]
+            found = np.repeat(find(indices.reshape(-1)), own.repeats, axis=1).astype(dtype)
+            return found[:, columns.start : columns.stop].reshape(*indices.shape, len(columns))
+
+        return LazyRows(make, [np.arange(outputs)[:, None]], range(self._scales.shape[1] * own.repeats), dtype)
+
+    def _repack(self, parts: list[np.ndarray], columns: range) -> np.ndarray:
+        indices = parts[0][..., 0]
+        numbers = self._numbers_of(indices.reshape(-1))[:, 2 * columns.start : 2 * columns.stop]
+        return packed(numbers ^ 8, np).reshape(*indices.shape, len(columns))  # from 0 to 15 they become -8 to 7
+
+    def _scales_of(self, rows: np.ndarray) -> np.ndarray:
+        return self._scales[rows]
+
+    def _signed_zeros_of(self, rows: np.ndarray) -> np.ndarray:
+        return self._zeros_of(rows) - 8
 
     def _unpack(self, parts: list[np.ndarray], columns: range) -> np.ndarray:
         indices = parts[0][..., 0]

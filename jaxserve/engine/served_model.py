@@ -44,7 +44,7 @@ def _quantised(model: ModelConfig, quantization: str | None) -> ModelConfig:
     """The model with the setting `quantization`, which may repeat what its checkpoint has."""
     if quantization is None or quantization == model.quantization:
         return model
-    if model.quantization is not None:
+    if model.quantization is not None and model.packing is None:
         raise InputError(
             f"quantization={quantization!r} and the checkpoint's weights are {model.quantization} already; leave it out"
         )

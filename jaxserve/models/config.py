@@ -2,11 +2,12 @@
 
 import dataclasses
 import math
-from typing import Self
+from typing import ClassVar, Self
 
 from jaxserve.errors import InputError
 from jaxserve.layers.embedding import padded_vocab
 from jaxserve.layers.mlp import gate_up_block
+from jaxserve.layers.quantisation import INT4
 from jaxserve.layers.rotary import RopeConfig
 
 
@@ -34,6 +35,12 @@ class PackedIntegers:
     bits: int
     group_size: int | None
     zero_offset: int = 0  # what is added to zeros as they are stored
+    uniform: bool = True  # all linear layers are so, and groups are of neighbours
+
+    @property
+    def is_int4(self) -> bool:
+        """Whether the numbers are served as they are."""
+        return self.bits == 4 and self.uniform
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +49,8 @@ class ModelConfig:
 
     A family that needs to know more extends it, in its own file.
     """
+
+    of_linear_layers: ClassVar[bool] = True  # whether those have all of its weights, but for embeddings and norms
 
     architecture: str
     vocab_size: int
@@ -61,7 +70,10 @@ class ModelConfig:
     unused_tensors: tuple[str, ...] = ()  # what the names of tensors begin with that a checkpoint has beyond the model
     attention_scale: float | None = None  # of scores, before the softmax; None: head_dim ** -0.5
     quantization: str | None = None  # of the linear layers' weights: one of `layers.quantisation.KINDS`
-    packing: Fp8Blocks | PackedIntegers | None = None  # of a checkpoint's weights, which are unpacked as they are read
+    packing: Fp8Blocks | PackedIntegers | None = (
+        None  # of a checkpoint's weights, unpacked as they are read unless kept
+    )
+    tensor_devices: int = 1  # that this model is split over
 
     @property
     def num_layers(self) -> int:
@@ -76,6 +88,17 @@ class ModelConfig:
     def value_dim(self) -> int:
         """Numbers of a KV head's value in the cache; 0 if values are the first numbers of the keys."""
         return self.head_dim
+
+    @property
+    def keeps_packing(self) -> bool:
+        """Whether the linear layers' weights are the very numbers that the checkpoint has packed."""
+        return self.quantization == INT4 and isinstance(self.packing, PackedIntegers) and self.packing.is_int4
+
+    def stored_group(self, in_features: int) -> int | None:
+        """How many neighbours in a row of so many share a scale in the checkpoint; None if its numbers are not kept."""
+        if not (self.keeps_packing and isinstance(self.packing, PackedIntegers)):
+            return None
+        return self.packing.group_size or in_features
 
     @property
     def mlp_numbers(self) -> int:
@@ -127,7 +150,12 @@ class ModelConfig:
                 f"{', '.join(str(n) for n in range(1, self.num_heads + 1) if self.splits_over(n))}"
             )
         num_kv_heads = math.lcm(self.num_kv_heads, devices)
-        return dataclasses.replace(self, num_kv_heads=num_kv_heads, kv_repeats=num_kv_heads // self.num_kv_heads)
+        return dataclasses.replace(
+            self,
+            num_kv_heads=num_kv_heads,
+            kv_repeats=num_kv_heads // self.num_kv_heads,
+            tensor_devices=devices,
+        )
 
     @property
     def stored(self) -> Self:

@@ -46,7 +46,7 @@ def decoder_config[C: ModelConfig](
         activation=_activation(hf),
         rms_norm_eps=hf["rms_norm_eps"],
         tie_word_embeddings=hf.get("tie_word_embeddings", False),
-        **stored_quantization(hf),
+        **stored_quantization(hf, of),
         **settings,
     )
     return config.served_up_to(longest)

@@ -21,6 +21,8 @@ from jaxserve.models.decoder import Decoder, make_attention, make_mlp
 class MoEConfig(ModelConfig):
     """A decoder with a mixture of experts in every layer but the `dense_layers`."""
 
+    of_linear_layers: ClassVar[bool] = False
+
     router: RouterConfig
     experts: ExpertsConfig
     shared_width: int = 0  # of the expert that all tokens go through; 0: there is none

@@ -3,26 +3,37 @@
 from typing import Any
 
 from jaxserve.errors import InputError
-from jaxserve.models.config import Fp8Blocks, PackedIntegers
+from jaxserve.layers.quantisation import INT4
+from jaxserve.models.config import Fp8Blocks, ModelConfig, PackedIntegers
 
 _METHODS = ("compressed-tensors", "fp8", "gptq", "awq")
 _NOT_QUANTISED: tuple[Any, ...] = (None, [], ["lm_head"])  # layers: all others' weights are of one kind
+_ORDERS_OF_NEIGHBOURS = (None, False, "weight", "static")  # that columns were rounded in
 _KINDS = {"int": "int8", "float": "fp8"}
 _PACKED = "pack-quantized"
 _EIGHT_BITS = ("int-quantized", "float-quantized", "naive-quantized")
 
 
-def stored_quantization(hf: dict[str, Any]) -> dict[str, Any]:
-    """What `ModelConfig` is told of it; nothing if the checkpoint's weights are not quantised.
+def stored_quantization(hf: dict[str, Any], model: type[ModelConfig]) -> dict[str, Any]:
+    """What a config of the class `model` is told of it; nothing if the checkpoint's weights are not quantised.
 
     Linear layers in eight bits with a scale for every output or one for all are served so, as compressed-tensors
-    writes them, and as `fp8` without blocks does. FP8 in blocks and packed integers are unpacked. Activations that any
-    of these would round as well are left as they are, which is more exact. `InputError` names the field that asks for
-    something else.
+    writes them, and as `fp8` without blocks does. So are integers of four bits, if all linear layers are packed so in
+    groups of neighbours, and the model has no weights but theirs. Others that are packed, and FP8 in blocks, are
+    unpacked. Activations that any of these would round as well are left as they are, which is more exact. `InputError`
+    names the field that asks for something else.
     """
     config = hf.get("quantization_config")
     if not config:
         return {}
+    stored = _stored(config)
+    packing = stored.get("packing")
+    if isinstance(packing, PackedIntegers) and packing.is_int4 and model.of_linear_layers:
+        stored["quantization"] = INT4
+    return stored
+
+
+def _stored(config: Any) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise InputError(f"config.json says quantization_config={config!r}; give an object")
     _require("quant_method", config, _METHODS)
@@ -35,11 +46,13 @@ def stored_quantization(hf: dict[str, Any]) -> dict[str, Any]:
             _require("dynamic", config, (None, {}))  # layers of other kinds
             _require("checkpoint_format", config, ("gptq", "gptq_v2", None))
             offset = 0 if config.get("checkpoint_format") == "gptq_v2" else 1
-            return {"packing": PackedIntegers("gptq", config["bits"], _group_size(config), offset)}
+            uniform = not config.get("desc_act") and not config.get("modules_in_block_to_quantize")
+            return {"packing": PackedIntegers("gptq", config["bits"], _group_size(config), offset, uniform)}
         case "awq":
             _require("bits", config, (4,))
             _require("version", config, ("gemm", "GEMM", None))
-            return {"packing": PackedIntegers("awq", config["bits"], _group_size(config))}
+            uniform = config.get("modules_to_not_convert") in _NOT_QUANTISED
+            return {"packing": PackedIntegers("awq", config["bits"], _group_size(config), uniform=uniform)}
         case _:
             return _compressed_tensors(config)
 
@@ -74,7 +87,8 @@ def _compressed_tensors(config: dict[str, Any]) -> dict[str, Any]:
         _require("num_bits", weights, (4, 8))
         _require("strategy", weights, ("group", "channel"))
         size = _group_size(weights) if weights["strategy"] == "group" else None
-        return {"packing": PackedIntegers("compressed-tensors", weights["num_bits"], size)}
+        uniform = config.get("ignore") in _NOT_QUANTISED and weights.get("actorder") in _ORDERS_OF_NEIGHBOURS
+        return {"packing": PackedIntegers("compressed-tensors", weights["num_bits"], size, uniform=uniform)}
     _require("ignore", config, _NOT_QUANTISED)
     _require("type", weights, tuple(_KINDS))
     _require("num_bits", weights, (8,))

@@ -71,7 +71,8 @@ def make_model(config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> Deco
     if config.quantization is not None:
         for _, module in nnx.iter_modules(model):
             if isinstance(module, Linear):
-                module.quantise(config.quantization)
+                group = config.stored_group(module.in_features)
+                module.quantise(config.quantization, group=group, devices=config.tensor_devices)
     return model
 
 

@@ -86,10 +86,12 @@ void convert(const fp8* from, int64_t count, float* to) {
   }
 }
 
+constexpr bool takes_tiles(int64_t) { return false; }
+
 bool are_few(int64_t rows, int64_t) { return rows <= kDotRows; }
 
-template <typename W>
-void many_rows(xla::ffi::ThreadPool& pool, const bf16* x, int64_t rows, const W* w, int64_t in, int64_t out,
+template <typename Weight>
+void many_rows(xla::ffi::ThreadPool& pool, const bf16* x, int64_t rows, const Weight& weight, int64_t in, int64_t out,
                float* y) {
   static thread_local Scratch<float> kept;  // fresh memory would cost a page fault every 4 KiB
   const int64_t panels = (rows + kPanel - 1) / kPanel;
@@ -107,7 +109,7 @@ void many_rows(xla::ffi::ThreadPool& pool, const bf16* x, int64_t rows, const W*
       const int64_t o = block * kOuts, outs = std::min(kOuts, out - o);
       for (int64_t k = 0; k < in; k += kDepth) {
         const int64_t depth = std::min(kDepth, in - k);
-        for (int64_t i = 0; i < outs; ++i) convert(w + (o + i) * in + k, depth, &weights[i * kDepth]);
+        for (int64_t i = 0; i < outs; ++i) weight.widen(o + i, k, depth, &weights[i * kDepth]);
         for (int64_t panel = 0; panel < panels; ++panel) {
           const int64_t lanes = lanes_of(panel);
           const auto run = lanes == kPanel ? lane_block<2> : lane_block<1>;

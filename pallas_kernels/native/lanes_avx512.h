@@ -109,8 +109,8 @@ struct Panel {
 // Whether so many rows are a matter of dot products: of a weight that is read at the memory's speed.
 bool are_few(int64_t rows, int64_t in) { return rows <= (takes_tiles(in) ? kDotRows / 2 : kDotRows); }
 
-template <typename W>
-void many_rows(xla::ffi::ThreadPool& pool, const bf16* x, int64_t rows, const W* weight, int64_t in, int64_t out,
+template <typename Weight>
+void many_rows(xla::ffi::ThreadPool& pool, const bf16* x, int64_t rows, const Weight& weight, int64_t in, int64_t out,
                float* y) {
   static thread_local Scratch<uint32_t> packed;  // kept: fresh memory would cost a page fault every 4 KiB
   std::vector<Panel> panels;
@@ -137,16 +137,13 @@ void many_rows(xla::ffi::ThreadPool& pool, const bf16* x, int64_t rows, const W*
     if (in_tiles) tiles.emplace();
     for (int64_t block = begin; block < end; block += together) {
       const int64_t o = block * kBlock, outs = std::min(std::min(together, end - block) * kBlock, out - o);
-      const bf16* const w = as_bf16<false>(weight + o * in, outs * in, widened);
-      // Of what was widened all has been read.
-      const int64_t read = sizeof(W) == sizeof(bf16) ? kAhead : outs * in;
-      const char* const later = reinterpret_cast<const char*>(weight + o * in) + read;
+      const bf16* const w = weight.rows(o, outs, widened);
+      const char* const later = weight.next(o, outs);
       bool ahead = block + together < end;
       for (const Panel& panel : panels) {
-        auto run = panel.lanes == 32 ? (ahead ? lane_block<2, sizeof(W)> : lane_block<2, 0>)
-                                     : (ahead ? lane_block<1, sizeof(W)> : lane_block<1, 0>);
-        run(lanes_of_x + panel.offset, panel.rows, w, in, y + panel.first * out + o, out, outs, in_tiles,
-            later);
+        auto run = panel.lanes == 32 ? (ahead ? lane_block<2, Weight::kFetched> : lane_block<2, 0>)
+                                     : (ahead ? lane_block<1, Weight::kFetched> : lane_block<1, 0>);
+        run(lanes_of_x + panel.offset, panel.rows, w, in, y + panel.first * out + o, out, outs, in_tiles, later);
         ahead = false;
       }
       const int64_t first = rows - alone;

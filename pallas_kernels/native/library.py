@@ -16,7 +16,7 @@ CACHE = Path("~/.cache/jaxserve/native")
 NEEDED_CPU_FLAGS = frozenset({"avx2", "fma"})
 WIDE_CPU_FLAGS = frozenset({"avx512f", "avx512bw", "avx512_bf16"})  # what `vectors.h` takes where the CPU has it
 TILE_CPU_FLAGS = WIDE_CPU_FLAGS | {"amx_tile", "amx_bf16"}  # and `tiles_amx.h` beside it
-TARGETS = ("matmul_nk", "paged_decode_attention", "paged_prefill_attention")
+TARGETS = ("matmul_nk", "matmul_nk_int4", "paged_decode_attention", "paged_prefill_attention")
 
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
 _log = logging.getLogger(__name__)

@@ -1,5 +1,5 @@
 // Products of rows in bf16 with a weight that lies as checkpoints have it, with float32 sums. The weight is bf16, or of
-// eight bits that become bf16 on their way to the registers.
+// eight or four bits that become bf16 on their way to the registers.
 //
 // Up to kDotRows rows, of those that are not padding: dot products along the contiguous axis; the weight passes through
 // the registers once, at the speed of the memory. More rows: a vector's lanes are rows, each element of a weight is
@@ -8,6 +8,7 @@
 #include <cstring>
 #include <vector>
 
+#include "int4.h"
 #include "parallel.h"
 #include "vectors.h"
 
@@ -126,6 +127,53 @@ void dot_block(const Rows::Number* x, int64_t rows, const W* w, int64_t in, floa
   take(std::integral_constant<int, 1>{});
 }
 
+// As many rows of x times as many of w as there are sums to hold. `BY_FOURS`: x is in the order of `decode_by_fours`.
+template <int ROWS, int OUTS, bool BY_FOURS>
+inline void int4_tile(const Rows::Number* x, const Int4& w, int64_t first, float* y, int64_t out) {
+  constexpr int kVectors = BY_FOURS ? 4 : 1;
+  Floats acc[kLanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) acc[i] = broadcast(0);
+  const int64_t stride = Rows::stride(w.in);
+  const int64_t group = w.group();
+  for (int64_t g = 0; g < w.groups; ++g)
+    for (int64_t k = g * group; k < (g + 1) * group; k += kVectors * kNumbers) {
+#pragma GCC unroll 16
+      for (int o = 0; o < OUTS; ++o) {
+        const int64_t own = (first + o) * w.groups + g;
+        const uint8_t* const pairs = w.pairs_of(first + o, k);
+        const Decoded& values = decoded_integers(w.zeros[own]);
+        _mm_prefetch(reinterpret_cast<const char*>(pairs) + kAhead, _MM_HINT_T1);
+        decltype(Rows::load(x)) ws[kVectors];
+        if constexpr (BY_FOURS)
+          decode_by_fours(pairs, values, ws);
+        else
+          ws[0] = decode(pairs, values);
+#pragma GCC unroll 4
+        for (int r = 0; r < ROWS; ++r) {
+          Floats sum = broadcast(0);
+#pragma GCC unroll 4
+          for (int v = 0; v < kVectors; ++v)
+            sum = multiply_add(sum, Rows::load(x + r * stride + k + v * kNumbers), ws[v]);
+          acc[r * OUTS + o] = multiply_add(acc[r * OUTS + o], sum, broadcast(w.scales[own]));
+        }
+      }
+    }
+  float found[kLanes];
+  store(found, sums(acc));
+  for (int r = 0; r < ROWS; ++r) std::memcpy(y + r * out, found + r * OUTS, OUTS * sizeof(float));
+}
+
+constexpr int kInt4Rows = 4;  // of x, up to which it is dot products that a weight of four bits is decoded for
+
+template <int ROWS, bool BY_FOURS>
+void int4_rows(const Rows::Number* x, const Int4& w, int64_t begin, int64_t end, float* y, int64_t out) {
+  constexpr int kOuts = kLanes / ROWS;
+  int64_t o = begin;
+  for (; o + kOuts <= end; o += kOuts) int4_tile<ROWS, kOuts, BY_FOURS>(x, w, o, y + o, out);
+  for (; o < end; ++o) int4_tile<ROWS, 1, BY_FOURS>(x, w, o, y + o, out);
+}
+
 }  // namespace
 }  // namespace native
 
@@ -138,14 +186,19 @@ void dot_block(const Rows::Number* x, int64_t rows, const W* w, int64_t in, floa
 namespace native {
 namespace {
 
-template <typename W>
-void few_rows(ffi::ThreadPool& pool, const bf16* given, int64_t rows, const W* w, int64_t in, int64_t out,
-              float* y) {
+const Rows::Number* prepared_rows(const bf16* given, int64_t rows, int64_t in) {
   static thread_local Scratch<Rows::Number> prepared;
   const int64_t stride = Rows::stride(in);
   if (Rows::kPrepared) prepared.resize(rows * stride);
   const Rows::Number* const x = Rows::prepare(given, in, prepared.data());
   for (int64_t r = 1; r < rows; ++r) Rows::prepare(given + r * in, in, prepared.data() + r * stride);
+  return x;
+}
+
+template <typename W>
+void few_rows(ffi::ThreadPool& pool, const bf16* given, int64_t rows, const W* w, int64_t in, int64_t out,
+              float* y) {
+  const Rows::Number* const x = prepared_rows(given, rows, in);
   const int64_t blocks = (out + kBlock - 1) / kBlock, block_bytes = kBlock * in * sizeof(W);
   parallel_for(pool, blocks, std::max<int64_t>(1, kChunk / block_bytes), [&](int64_t begin, int64_t end) {
     const int64_t last_ahead = end - (kAhead + block_bytes - 1) / block_bytes;  // later ones fetch what others read
@@ -164,20 +217,75 @@ int64_t without_padding(const bf16* x, int64_t rows, int64_t in) {
   return rows;
 }
 
+// A weight whose numbers lie one by one, for many rows.
+template <typename W>
+struct Plain {
+  const W* numbers;
+  int64_t in;
+
+  // Bytes of a number, as many as which are fetched for each that is multiplied.
+  static constexpr int kFetched = sizeof(W);
+
+#ifdef NATIVE_AVX512
+  const bf16* rows(int64_t o, int64_t outs, Scratch<bf16>& room) const {
+    return as_bf16<false>(numbers + o * in, outs * in, room);
+  }
+
+  // What to fetch while those rows are multiplied. Of what was widened all has been read.
+  const char* next(int64_t o, int64_t outs) const {
+    const int64_t read = sizeof(W) == sizeof(bf16) ? kAhead : outs * in;
+    return reinterpret_cast<const char*>(numbers + o * in) + read;
+  }
+#else
+  void widen(int64_t o, int64_t first, int64_t count, float* to) const { convert(numbers + o * in + first, count, to); }
+#endif
+};
+
 template <typename W>
 void multiply_by(const void* weight, ffi::ThreadPool& pool, const bf16* x, int64_t rows, int64_t in, int64_t out,
                  float* y) {
-  const auto run = are_few(rows, in) ? few_rows<W> : many_rows<W>;
-  run(pool, x, rows, static_cast<const W*>(weight), in, out, y);
+  const W* const numbers = static_cast<const W*>(weight);
+  if (are_few(rows, in)) return few_rows(pool, x, rows, numbers, in, out, y);
+  many_rows(pool, x, rows, Plain<W>{numbers, in}, in, out, y);
+}
+
+template <bool BY_FOURS>
+void few_int4_rows(ffi::ThreadPool& pool, const Rows::Number* x, int64_t rows, const Int4& w, int64_t out, float* y) {
+  constexpr decltype(&int4_rows<1, BY_FOURS>) kByRows[kInt4Rows] = {int4_rows<1, BY_FOURS>, int4_rows<2, BY_FOURS>,
+                                                                    int4_rows<3, BY_FOURS>, int4_rows<4, BY_FOURS>};
+  const int64_t blocks = (out + kBlock - 1) / kBlock, block_bytes = kBlock * w.in / 2;
+  parallel_for(pool, blocks, std::max<int64_t>(1, kChunk / block_bytes), [&](int64_t begin, int64_t end) {
+    kByRows[rows - 1](x, w, begin * kBlock, std::min(end * kBlock, out), y, out);
+  });
+}
+
+void multiply_by(const Int4& w, ffi::ThreadPool& pool, const bf16* x, int64_t rows, int64_t out, float* y) {
+  const bool few = rows <= (takes_tiles(w.in) ? kInt4Rows / 2 : kInt4Rows) && w.group() % kNumbers == 0;
+#ifdef NATIVE_AVX512
+  if (w.group() % kByFours == 0) {
+    static thread_local Scratch<bf16> ordered;
+    if (static_cast<int64_t>(ordered.size()) < rows * w.in) ordered.resize(rows * w.in);
+    for (int64_t k = 0; k < rows * w.in; k += kByFours) order_by_fours(x + k, &ordered[k]);
+    if (few) return few_int4_rows<true>(pool, ordered.data(), rows, w, out, y);
+    x = ordered.data();
+  }
+#endif
+  if (!few) return many_rows(pool, x, rows, w, w.in, out, y);
+  few_int4_rows<false>(pool, prepared_rows(x, rows, w.in), rows, w, out, y);
+}
+
+// The rows that are multiplied; the products of the others are there already.
+int64_t begin_product(const ffi::BufferR2<ffi::BF16>& x, ffi::ResultBufferR2<ffi::F32>& y) {
+  const int64_t out = y->dimensions()[1];
+  const int64_t rows = without_padding(static_cast<const bf16*>(x.untyped_data()), x.dimensions()[0], x.dimensions()[1]);
+  std::fill(y->typed_data() + rows * out, y->typed_data() + y->element_count(), 0.0f);
+  return rows;
 }
 
 ffi::Error matmul_nk(ffi::ThreadPool pool, ffi::BufferR2<ffi::BF16> x, ffi::AnyBuffer weight,
                      ffi::ResultBufferR2<ffi::F32> y) {
   const int64_t in = x.dimensions()[1], out = weight.dimensions()[0];
-  const bf16* const from = static_cast<const bf16*>(x.untyped_data());
-  const int64_t rows = without_padding(from, x.dimensions()[0], in);
-  float* const to = y->typed_data();
-  std::fill(to + rows * out, to + y->element_count(), 0.0f);
+  const int64_t rows = begin_product(x, y);
   if (!rows) return ffi::Error::Success();
   decltype(&multiply_by<bf16>) run;
   switch (weight.element_type()) {
@@ -186,7 +294,17 @@ ffi::Error matmul_nk(ffi::ThreadPool pool, ffi::BufferR2<ffi::BF16> x, ffi::AnyB
     case ffi::F8E4M3FN: run = multiply_by<fp8>; break;
     default: return ffi::Error::InvalidArgument("a weight is bfloat16, int8 or float8_e4m3fn");
   }
-  run(weight.untyped_data(), pool, from, rows, in, out, to);
+  run(weight.untyped_data(), pool, static_cast<const bf16*>(x.untyped_data()), rows, in, out, y->typed_data());
+  return ffi::Error::Success();
+}
+
+ffi::Error matmul_nk_int4(ffi::ThreadPool pool, ffi::BufferR2<ffi::BF16> x, ffi::BufferR2<ffi::U8> weight,
+                          ffi::BufferR2<ffi::F32> scale, ffi::BufferR2<ffi::S8> zero,
+                          ffi::ResultBufferR2<ffi::F32> y) {
+  const Int4 w{weight.typed_data(), scale.typed_data(), zero.typed_data(), x.dimensions()[1], scale.dimensions()[1]};
+  const int64_t rows = begin_product(x, y);
+  if (!rows) return ffi::Error::Success();
+  multiply_by(w, pool, static_cast<const bf16*>(x.untyped_data()), rows, weight.dimensions()[0], y->typed_data());
   return ffi::Error::Success();
 }
 
@@ -198,4 +316,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxserve_matmul_nk, native::matmul_nk,
                                   .Ctx<xla::ffi::ThreadPool>()
                                   .Arg<xla::ffi::BufferR2<xla::ffi::BF16>>()
                                   .Arg<xla::ffi::AnyBuffer>()
+                                  .Ret<xla::ffi::BufferR2<xla::ffi::F32>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxserve_matmul_nk_int4, native::matmul_nk_int4,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::BufferR2<xla::ffi::BF16>>()
+                                  .Arg<xla::ffi::BufferR2<xla::ffi::U8>>()
+                                  .Arg<xla::ffi::BufferR2<xla::ffi::F32>>()
+                                  .Arg<xla::ffi::BufferR2<xla::ffi::S8>>()
                                   .Ret<xla::ffi::BufferR2<xla::ffi::F32>>());

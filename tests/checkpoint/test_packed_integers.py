@@ -1,8 +1,9 @@
-"""Checkpoints of GPTQ, AWQ and compressed-tensors in four and eight bits: unpacked as they are read."""
+"""Checkpoints of GPTQ, AWQ and compressed-tensors in four and eight bits: served as they are, or unpacked."""
 
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -83,7 +84,7 @@ def quantised(
     size = inputs if weights["group_size"] in (-1, None) else weights["group_size"]
     groups = inputs // size
     has_zeros = method == "awq" or weights.get("sym") is False or weights.get("symmetric") is False
-    mixed = weights.get("desc_act") or weights.get("actorder")
+    mixed = weights.get("desc_act") or weights.get("actorder") == "group"
     group_of = random.permutation(np.arange(inputs) // size) if mixed else np.arange(inputs) // size
     numbers = random.integers(0, 2**bits, (outputs, inputs))
     middle = np.full((outputs, groups), 2 ** (bits - 1))
@@ -146,6 +147,40 @@ def test_a_packed_checkpoint_gives_the_logits_of_the_weights_that_it_means(
 
 
 @pytest.mark.parametrize(
+    ("config", "kept"),
+    [
+        (GPTQ, True),
+        (CONFIGS["gptq_v2"], True),
+        (GPTQ | {"group_size": -1}, True),
+        (AWQ, True),
+        (CONFIGS["compressed-tensors with zeros"], True),
+        (compressed(actorder="weight"), True),
+        (CONFIGS["gptq, columns out of order"], False),
+        (CONFIGS["compressed-tensors, columns out of order"], False),
+        (CONFIGS["gptq, eight bits, a scale a row"], False),
+        (AWQ | {"modules_to_not_convert": ["mlp"]}, False),
+        (compressed() | {"ignore": ["re:.*down_proj"]}, False),
+        (GPTQ | {"modules_in_block_to_quantize": [["self_attn.q_proj"]]}, False),
+    ],
+)
+@pytest.mark.parametrize("devices", [1, 2])
+def test_numbers_of_four_bits_in_groups_of_neighbours_stay_as_they_are(
+    config: dict[str, Any], kept: bool, devices: int, tmp_path: Path
+) -> None:
+    directory, plain = write(CASE, config, tmp_path)
+    graph, state = dense.load(directory, devices)
+    for name in ("o", "qkv"):
+        assert state["layers"][1]["attention"][name]["weight"][...].dtype == (np.uint8 if kept else np.float32)
+    assert_equal_logits((graph, state), dense.load(plain, devices))
+
+
+def test_experts_are_unpacked_with_everything_else(tmp_path: Path) -> None:
+    directory, _ = write("qwen3-moe", AWQ, tmp_path)
+    state = dense.load(directory)[1]
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(state)} == {"float32"}
+
+
+@pytest.mark.parametrize(
     ("case", "config", "devices"),
     [
         ("phi-3-window", "gptq", 2),  # fused in the checkpoint
@@ -178,7 +213,8 @@ def test_they_are_rounded_to_eight_bits_where_that_is_wanted(tmp_path: Path) -> 
         (AWQ | {"version": "gemv"}, "version='gemv'"),
         (compressed(num_bits=2), "num_bits=2"),
         (compressed(strategy="block"), "strategy='block'"),
-        (GPTQ | {"group_size": 16}, r"the zeros of '.*' have shape .*, and by config.json"),
+        (GPTQ | {"group_size": 16}, "a layer has 72 inputs, .* whole groups of 16"),
+        (GPTQ | {"group_size": 24, "desc_act": True}, r"the zeros of '.*' have shape .*, and by config.json"),
         (
             GPTQ | {"bits": 8},
             "the (numbers|zeros|scales) of '.*' have shape",
@@ -203,6 +239,11 @@ def test_a_config_that_is_not_built_or_means_others_is_refused(
         ({f"{LAYER}.qweight": np.ones((3, 3), np.float32)}, f"the packed numbers of '{LAYER}' are float32"),
         ({f"{LAYER}.g_idx": np.ones(7, np.int32)}, rf"the groups of '{LAYER}' have shape \[7\]"),
         ({f"{LAYER}.g_idx": "too high"}, f"the groups of '{LAYER}' are from 99 to 99"),
+        ({f"{LAYER}.g_idx": np.zeros(192, np.int32)}, f"the groups of '{LAYER}' are no neighbours"),
+        (
+            {f"{LAYER}.qweight": None, f"{LAYER}.weight": np.zeros((72, 192), np.float32)},
+            f"tensor '{LAYER}.weight' is not packed",
+        ),
         ({f"{LAYER}.bias": np.ones(72, np.float16)}, f"'{LAYER}.bias', first of 1"),
     ],
 )

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from pallas_kernels.matmul import matmul_nk as dispatched_matmul_nk
 from pallas_kernels.native import library
-from pallas_kernels.native.matmul import WEIGHTS, matmul_nk
+from pallas_kernels.native.matmul import WEIGHTS, matmul_nk, matmul_nk_int4
 from pallas_kernels.native.paged_attention import paged_decode_attention, paged_prefill_attention
 from pallas_kernels.xla.matmul import matmul_nk as xla_matmul_nk
+from pallas_kernels.xla.matmul import unpacked
 from tests.pallas_kernels.reference import check_decode, check_prefill
 
 built = pytest.mark.skipif(
@@ -46,6 +47,35 @@ def test_matmul_equals_float64_for_any_sizes_and_padding(rows, inner, outer, pad
     # Float32 sums of exact products: each addition errs by 2^-24 of what was summed up so far.
     bound = 2.0**-24 * inner * (np.abs(np.asarray(x, np.float64)) @ np.abs(np.asarray(weight, np.float64)).T)
     assert np.all(np.abs(np.asarray(jax.jit(matmul_nk)(x, weight)) - expected) <= bound + 1e-30)
+
+
+@built
+@settings(max_examples=120, deadline=None)
+@given(
+    rows=st.integers(1, 65),
+    groups=st.integers(1, 5),
+    size=st.sampled_from([2, 3, 8, 30, 32, 64, 96, 128, 256]),
+    outer=st.sampled_from([1, 7, 15, 16, 17, 24, 40, 129, 2050]),
+    padding=st.sampled_from([0, 0, 1, 16, 40]),
+    seed=st.integers(0, 1000),
+)
+def test_a_product_with_four_bits_equals_float64_for_any_groups(rows, groups, size, outer, padding, seed):
+    groups += groups * size % 2  # a row is whole bytes
+    rng = np.random.default_rng(seed)
+    x = jnp.asarray(rng.normal(size=(rows, groups * size)), jnp.bfloat16)
+    x = x.at[max(0, rows - padding) :].set(0)
+    weight = jnp.asarray(rng.integers(0, 256, (outer, groups * size // 2), np.uint8))
+    scale = jnp.asarray(rng.uniform(0.01, 1, (outer, groups)), jnp.float32)
+    zero = jnp.asarray(rng.integers(-8, 9, (outer, groups)), jnp.int8)
+    found = np.asarray(jax.jit(matmul_nk_int4)(x, weight, scale, zero))
+
+    def off(dtype):
+        """How much more than float32 sums may err, if a weight is rounded to `dtype` first."""
+        meant = np.asarray(unpacked(weight, scale, zero, dtype), np.float64)
+        bound = 2.0**-22 * groups * size * (np.abs(np.asarray(x, np.float64)) @ np.abs(meant).T)
+        return np.abs(found - np.asarray(x, np.float64) @ meant.T) - bound
+
+    assert min(off(dtype).max() for dtype in (jnp.float32, jnp.bfloat16)) <= 1e-30
 
 
 shapes = {

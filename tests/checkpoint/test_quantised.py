@@ -1,4 +1,4 @@
-"""Weights in eight bits: made while a checkpoint is read, or read as other tools have made them, on any mesh."""
+"""Weights in few bits: made while a checkpoint is read, or read as other tools have made them, on any mesh."""
 
 import logging
 from pathlib import Path
@@ -16,6 +16,8 @@ from jaxserve import LLM
 from jaxserve.checkpoint.convert import convert
 from jaxserve.checkpoint.model_files import find_model
 from jaxserve.errors import InputError
+from jaxserve.layers.quantisation import KINDS
+from pallas_kernels.xla.matmul import unpacked
 from tests.checkpoint.test_huggingface import WEIGHTS, change_config, change_weights
 from tests.conftest import SMALL
 from tests.models import dense
@@ -35,6 +37,29 @@ def by_row(weight: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
     scale = np.array([max(abs(row.min()), abs(row.max())) * share or 1 for row in weight], np.float32)
     numbers = weight / scale[:, None]
     return (np.rint(numbers) if kind == "int8" else numbers).astype(DTYPES[kind]), scale
+
+
+def by_group(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The plain definition of `int4`, group by group: numbers `[out, in]`, scales and zeros `[out, groups]`."""
+    size = next((size for size in (128, 64, 32) if weight.shape[1] % size == 0), weight.shape[1])
+    scales, zeros, numbers = [], [], []
+    for group in weight.reshape(-1, size):
+        least, most = min(group.min(), np.float32(0)), max(group.max(), np.float32(0))
+        scales.append((most - least) * np.float32(1 / 15) or np.float32(1))
+        zeros.append(np.rint(-least / scales[-1]) - 8)
+        numbers.append(np.clip(np.rint(group / scales[-1]) + zeros[-1], -8, 7))
+    groups = len(weight), -1
+    return np.array(numbers).reshape(weight.shape), np.array(scales).reshape(groups), np.array(zeros).reshape(groups)
+
+
+def meant(weight: np.ndarray, kind: str) -> np.ndarray:
+    """What a weight is after it was rounded."""
+    if kind != "int4":
+        numbers, scale = by_row(weight, kind)
+        return numbers.astype(np.float32) * scale[:, None]
+    numbers, scales, zeros = by_group(weight)
+    by_groups = numbers.reshape(*scales.shape, -1)
+    return ((by_groups - zeros[..., None]) * scales[..., None]).reshape(weight.shape).astype(np.float32)
 
 
 def by_tensor(weight: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
@@ -105,14 +130,11 @@ def assert_equal_logits(case: str, found: Any, expected: Any) -> None:
 
 
 @pytest.mark.parametrize("case", LAYOUTS)
-def test_weights_are_rounded_row_by_row_while_they_are_read(case: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_weights_are_rounded_while_they_are_read(kind: str, case: str, tmp_path: Path) -> None:
     plain = write_checkpoint(case, tmp_path)
-    found = dense.load(plain, quantization="int8")
-    rounded = {}
-    for name, weight in load_file(plain / WEIGHTS).items():
-        if is_linear(name):
-            numbers, scale = by_row(weight, "int8")
-            rounded[name] = numbers * scale[:, None]
+    found = dense.load(plain, quantization=kind)
+    rounded = {name: meant(weight, kind) for name, weight in load_file(plain / WEIGHTS).items() if is_linear(name)}
     assert_equal_logits(case, found, dense.load(change(plain, {}, rounded)))
 
 
@@ -129,6 +151,26 @@ def test_every_mesh_gets_the_same_numbers(kind: str, devices: int, tmp_path: Pat
     np.testing.assert_array_equal(linear.scale[...], scale)
     prompt = prompts("qwen3-tied-group-8-head-64")[1]
     alone = dense.logits(dense.load(directory, quantization=kind), prompt)
+    assert dense.relative_error(dense.logits((graph, state), prompt), alone) < 1e-5
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_every_mesh_gets_the_same_numbers_in_groups_of_which_a_device_has_whole_ones(
+    devices: int, tmp_path: Path
+) -> None:
+    directory = write_checkpoint("qwen3-tied-group-8-head-64", tmp_path)
+    graph, state = dense.load(directory, devices, quantization="int4")
+    output = nnx.merge(graph, state).layers[1].attention.o
+    weight = load_file(directory / WEIGHTS)["model.layers.1.self_attn.o_proj.weight"]
+    numbers, scales, zeros = by_group(weight)
+    halves = numbers.astype(np.int8).view(np.uint8) & 15
+    np.testing.assert_array_equal(output.weight[...], halves[:, ::2] | halves[:, 1::2] << 4)
+    repeats = output.scale.shape[1] // scales.shape[1]
+    assert output.scale.shape[1] % devices == 0  # whatever the groups are
+    np.testing.assert_array_equal(output.scale[...], np.repeat(scales, repeats, axis=1))
+    np.testing.assert_array_equal(output.zero[...], np.repeat(zeros, repeats, axis=1))
+    prompt = prompts("qwen3-tied-group-8-head-64")[1]
+    alone = dense.logits(dense.load(directory, quantization="int4"), prompt)
     assert dense.relative_error(dense.logits((graph, state), prompt), alone) < 1e-5
 
 
@@ -244,14 +286,16 @@ def test_a_quantised_checkpoint_is_not_converted(tmp_path: Path) -> None:
 # --- from elsewhere --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_an_orbax_checkpoint_is_rounded_as_its_tensors_in_safetensors_are(devices: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "devices"), [("int8", 1), ("int8", 2), ("int4", 2)])
+def test_an_orbax_checkpoint_is_rounded_as_its_tensors_in_safetensors_are(
+    kind: str, devices: int, tmp_path: Path
+) -> None:
     directory = write_checkpoint(CASE, tmp_path / "model")
     convert(find_model(str(directory)), tmp_path / "orbax")
     settings: dict[str, Any] = {"skip_tokenizer_init": True, "progress": False, "dtype": "float32", **SMALL}
     states = []
     for model in (directory, tmp_path / "orbax"):
-        with LLM(str(model), quantization="int8", tensor_parallel_size=devices, **settings) as llm:
+        with LLM(str(model), quantization=kind, tensor_parallel_size=devices, **settings) as llm:
             states.append(llm.state)
     for first, second in zip(*map(jax.tree.leaves, states), strict=True):
         assert first.sharding == second.sharding
@@ -259,32 +303,36 @@ def test_an_orbax_checkpoint_is_rounded_as_its_tensors_in_safetensors_are(device
         np.testing.assert_array_equal(first, second)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_a_trainers_weights_are_rounded_on_their_way(devices: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "devices"), [("int8", 1), ("int8", 2), ("int4", 2)])
+def test_a_trainers_weights_are_rounded_on_their_way(kind: str, devices: int, tmp_path: Path) -> None:
     first, second = (write_checkpoint(CASE, tmp_path / str(seed), seed=seed) for seed in (0, 1))
     settings: dict[str, Any] = {"skip_tokenizer_init": True, "progress": False, "dtype": "float32", **SMALL}
-    with LLM(str(first), quantization="int8", tensor_parallel_size=devices, **settings) as llm:
+    with LLM(str(first), quantization=kind, tensor_parallel_size=devices, **settings) as llm:
         old = llm.state
         llm.update_weights(dense.load(second)[1])
         new = llm.state
-        expected = dense.load(second, devices, quantization="int8")[1]
+        expected = dense.load(second, devices, quantization=kind)[1]
         for found, other in zip(jax.tree.leaves(new), jax.tree.leaves(expected), strict=True):
             np.testing.assert_array_equal(found, other)
-        llm.update_weights(old)  # and what was in eight bits comes back as it was
+        llm.update_weights(old)  # and what was in few bits comes back as it was
         assert all(a is b for a, b in zip(jax.tree.leaves(llm.state), jax.tree.leaves(old), strict=True))
         narrow = jax.tree.map(lambda array: array[..., :-1], dense.load(second)[1])
         with pytest.raises(InputError, match=r"has shape .* and the one served has"):
             llm.update_weights(narrow)
 
 
-def test_random_weights_in_eight_bits_give_finite_logits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_random_weights_in_few_bits_are_about_as_large_as_others(kind: str, tmp_path: Path) -> None:
     directory = write_checkpoint(CASE, tmp_path)
-    for kind in DTYPES:
-        with LLM(
-            str(directory), load_format="dummy", quantization=kind, skip_tokenizer_init=True, progress=False, **SMALL
-        ) as llm:
-            linear = llm.state["layers"][1]["mlp"]["down"]
-            deviation = jnp.std(linear["weight"][...].astype(jnp.float32) * linear["scale"][...][:, None])
-            assert 0.018 < deviation < 0.022
-            (output,) = llm.generate([{"prompt_token_ids": [1, 2, 3]}])
-            assert output.outputs[0].token_ids
+    with LLM(
+        str(directory), load_format="dummy", quantization=kind, skip_tokenizer_init=True, progress=False, **SMALL
+    ) as llm:
+        linear = llm.state["layers"][1]["mlp"]["down"]
+        parts = [linear[part][...] for part in ("weight", "scale", "zero") if linear.get(part)]
+        if kind == "int4":
+            weight = unpacked(*parts, jnp.float32)
+        else:
+            weight = parts[0].astype(jnp.float32) * parts[1][:, None]
+        assert 0.018 < jnp.std(weight) < 0.022
+        (output,) = llm.generate([{"prompt_token_ids": [1, 2, 3]}])
+        assert output.outputs[0].token_ids
