@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 
 from jaxserve.errors import InputError
 from jaxserve.layers.quantisation import INT4, Quantised, made, usual_group
-from pallas_kernels.matmul import matmul_nk, matmul_nk_int4, products_run_natively
+from pallas_kernels.matmul import matmul_nk, matmul_nk_int4, runs_in_a_kernel
 
 
 def split_matmul_nk(x: jax.Array, weight: jax.Array, partition: PartitionSpec) -> jax.Array:
@@ -24,11 +24,11 @@ def _split(
 ) -> jax.Array:
     """`product(x, *weights)` `[..., out]` of weights `[out, ...]` that are all split so.
 
-    XLA's partitioner splits its own products. Those of the CPU's kernel it cannot: each device multiplies its part.
+    XLA's partitioner splits its own products. Those of a kernel it cannot: each device multiplies its part.
     """
     mesh = jax.sharding.get_abstract_mesh()
     device = mesh.abstract_device
-    if mesh.size < 2 or device is None or not products_run_natively(x.dtype, device.platform):
+    if mesh.size < 2 or device is None or not runs_in_a_kernel(x.dtype, weights[0].dtype, device.platform):
         return product(x, *weights)
     out, into = (*partition, None, None)[:2]
     rows = (None,) * (x.ndim - 1)

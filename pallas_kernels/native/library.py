@@ -12,6 +12,8 @@ from pathlib import Path
 import jax
 import jaxlib
 
+from pallas_kernels.devices import platform_of
+
 CACHE = Path("~/.cache/jaxserve/native")
 NEEDED_CPU_FLAGS = frozenset({"avx2", "fma"})
 WIDE_CPU_FLAGS = frozenset({"avx512f", "avx512bw", "avx512_bf16"})  # what `vectors.h` takes where the CPU has it
@@ -79,14 +81,8 @@ def instructions() -> str:
 
 
 def serves(array: jax.Array) -> bool:
-    """Whether the kernels run where `array` lies, or will lie when what is being traced runs: on one CPU device.
-
-    Or on several, of which each has an array of its own (`jax.shard_map`); XLA's partitioner could not split a kernel.
-    """
-    mesh = jax.typeof(array).sharding.mesh
-    device = mesh.abstract_device
-    of_one = mesh.size == 1 or mesh.are_all_axes_manual
-    return of_one and device is not None and device.platform == "cpu" and available()
+    """Whether the kernels run where `array` lies, or will lie when what is being traced runs."""
+    return platform_of(array) == "cpu" and available()
 
 
 def _compiler() -> str | None:

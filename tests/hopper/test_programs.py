@@ -21,6 +21,7 @@ from jaxserve.runner.kv_cache import KVCache
 from jaxserve.runner.programs import DeviceState, Programs, SlotState
 from jaxserve.runner.sampler import VocabState
 from jaxserve.runner.step_batch import DecodeArrays, PrefillArrays, SamplingRows
+from pallas_kernels import matmul
 from pallas_kernels.attention_shape import AttentionShape
 from pallas_kernels.mosaic_gpu.refusals import refuse_prefill
 from scripts.gpu.engine import count_graphs
@@ -147,6 +148,20 @@ def test_adapters_are_part_of_the_one_graph_and_copy_no_weight(adapters: int):
     )
     assert set(weights) == {"parameter"}
     assert len(weights) == 4 + 7  # of qkv, o, gate and up, down: one each, and one for each part
+
+
+def test_weights_in_four_bits_are_multiplied_in_kernels_as_they_lie(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(matmul, "is_hopper", lambda device: True)
+    layout = layout_of((None,))
+    batch = DecodeArrays.padding(SLOTS, max_num_seqs=SLOTS, groups=1)
+    compiled = compiled_program(lambda programs: programs.decode, layout, batch, quantization="int4")
+    assert compiled.mosaic_calls["int4_matmul"] == 4  # qkv, o, gate and up, down
+    assert not [kernel for kernel in compiled.kernels if kernel.spilled_bytes or kernel.serialized]
+    launched = compiled.text[compiled.text.index("ENTRY ") :]  # what is made here is written to memory
+    weights = re.findall(r"= (\w+)\[(?:6144|4096|24576),(?:2048|4096|6144|12288)\]\S* ([\w-]+)\(", launched)
+    assert sorted(weights) == [("s4", "bitcast")] * 4 + [("u8", "parameter")] * 4
+    graphs = count_graphs(compiled.thunks)
+    assert (graphs["graphs"], graphs["outside"]) == (1, 0)
 
 
 @pytest.mark.parametrize(("quantization", "stored"), [(None, "bf16"), ("int8", "s8"), ("fp8", "f8e4m3fn")])
