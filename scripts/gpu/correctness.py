@@ -32,6 +32,7 @@ _NOTE = "error is |found - expected| / |expected| over all outputs, worst the la
 DECODE = Table("correct decode", "Correctness: paged decode attention", _COLUMNS, _NOTE)
 PREFILL = Table("correct prefill", "Correctness: paged prefill attention", _COLUMNS, _NOTE)
 GROUPED = Table("correct grouped", "Correctness: grouped matrix product", _COLUMNS, _NOTE)
+INT4 = Table("correct int4", "Correctness: product with a weight in four bits", _COLUMNS, _NOTE)
 OTHER = Table(
     "correct other", "Correctness: page writes and sampling", _COLUMNS, "error is the share of wrong entries."
 )
@@ -86,7 +87,7 @@ _TINY = (Shape(2, 2, 64, 16), Shape(1, 2, 64, 16, window=20, soft_cap=20.0, sink
 
 def cases(clock: Clock, known: dict[str, float], folder: Path) -> Iterator[Case]:
     del clock, known, folder
-    kinds = [list(kind()) for kind in (_decode_cases, _prefill_cases, _grouped_cases, _other_cases)]
+    kinds = [list(kind()) for kind in (_decode_cases, _prefill_cases, _grouped_cases, _int4_cases, _other_cases)]
     for first, *_ in kinds:  # one of each before the budget may end
         yield first
     for _, *rest in kinds:
@@ -99,6 +100,14 @@ def _grouped_cases() -> Iterator[Case]:
         for name, product in implementations.grouped_matmul():
             run = partial(_grouped, product, tokens, groups, outputs, inputs)
             yield kernel_case(GROUPED, name, f"{name}: {tokens} rows, {groups} x {outputs} x {inputs}", run)
+
+
+def _int4_cases() -> Iterator[Case]:
+    shapes = ((1, 4096, 4096), (16, 640, 1280), (70, 6144, 4096), (256, 192, 512)) if on_gpu() else ((3, 64, 256),)
+    for rows, outputs, inputs in shapes:
+        for name, product in implementations.int4_matmul():
+            run = partial(_int4, product, rows, outputs, inputs)
+            yield kernel_case(INT4, name, f"{name}: {rows} rows, {outputs} x {inputs}", run)
 
 
 def _other_cases() -> Iterator[Case]:
@@ -217,6 +226,20 @@ def _grouped(product: Callable, tokens: int, groups: int, outputs: int, inputs: 
         start += size
     run, sizes_g = jax.jit(product), jnp.asarray(sizes, jnp.int32)
     return compare(lambda: run(x, weights, sizes_g), expected, "bfloat16")
+
+
+def _int4(product: Callable, rows: int, outputs: int, inputs: int) -> Row:
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(rows, inputs)), jnp.bfloat16)
+    numbers = rng.integers(-8, 8, (outputs, inputs))
+    halves = (numbers & 15).astype(np.uint8)
+    groups = outputs, inputs // 128
+    scale, zero = rng.uniform(0.01, 0.1, groups).astype(np.float32), rng.integers(-8, 9, groups).astype(np.int8)
+    weight = ((numbers.reshape(*groups, -1) - zero[..., None]) * scale[..., None].astype(np.float64)).reshape(
+        outputs, -1
+    )
+    run, stored = jax.jit(product), jnp.asarray(halves[:, ::2] | halves[:, 1::2] << 4)
+    return compare(lambda: run(x, stored, scale, zero), np.asarray(x, np.float64) @ weight.T, "bfloat16")
 
 
 def _exactly(wrong: float) -> Row:

@@ -6,6 +6,7 @@ from pallas_kernels import paged_attention
 from pallas_kernels.attention_shape import AttentionShape
 from pallas_kernels.implementations import MOSAIC_GPU, XLA
 from pallas_kernels.xla.grouped_matmul import grouped_matmul as grouped_matmul_xla
+from pallas_kernels.xla.matmul import matmul_nk_int4
 from scripts.gpu.case import NotRun
 from scripts.gpu.timing import on_gpu
 
@@ -39,3 +40,12 @@ def grouped_matmul() -> Iterator[tuple[str, Callable]]:
 
         yield MOSAIC_GPU, grouped_matmul_mosaic
     yield XLA, grouped_matmul_xla
+
+
+def int4_matmul() -> Iterator[tuple[str, Callable]]:
+    """Each by name, as a function of rows and a weight in four bits, its scales and its zeros."""
+    if on_gpu():
+        from pallas_kernels.mosaic_gpu.int4_matmul import int4_matmul as int4_matmul_mosaic
+
+        yield MOSAIC_GPU, int4_matmul_mosaic
+    yield XLA, matmul_nk_int4

@@ -50,6 +50,12 @@ GROUPED = Table(
     _PRODUCTS | {"GB/s": ""},
     "GB/s counts the weights of experts that have tokens.",
 )
+INT4 = Table(
+    "int4",
+    "Product with a weight in four bits, 4,096 outputs of 12,288 inputs",
+    _MEMORY,
+    "GB/s counts the weight with its scales and zeros once; XLA writes it out in bfloat16 first.",
+)
 TUNED = Table(
     "tuned",
     "Grouped matrix product: the block sizes in use beside the quickest, by the kernel's own autotuning",
@@ -132,6 +138,9 @@ def cases(clock: Clock, known: dict[str, float], folder: Path) -> Iterator[Case]
         for name, product in (*implementations.grouped_matmul(), ("jax.lax.ragged_dot", baselines.ragged_dot)):
             run = partial(_grouped, product, tokens, best)
             yield kernel_case(GROUPED, name, f"{tokens:,} tokens: {name}", run)
+    for rows in (1, 16, 64, 256) if on_gpu() else (2,):
+        for name, product in implementations.int4_matmul():
+            yield kernel_case(INT4, name, f"{rows} rows: {name}", partial(_int4, product, rows, best))
     for batch in (64, 256, 1) if on_gpu() else (2,):
         for name, needs in (
             ("greedy", Needs(0)),
@@ -303,6 +312,27 @@ def _grouped_seconds(step: Callable, x: jax.Array, weights: jax.Array, counts: n
         2 * x.shape[0] * weights.shape[1] * weights.shape[2] / best()["product"], weights.nbytes / best()["read"]
     )
     return loop_seconds(step, x, (weights, jnp.asarray(counts, jnp.int32)), expected=expected)
+
+
+def _int4(product: Callable, rows: int, best: Callable) -> Row:
+    """Of weights one after the other, so many that none waits in the cache."""
+    outputs, inputs, copies = (4096, 12_288, 11) if on_gpu() else (64, 256, 2)
+    groups = outputs, inputs // 128
+    scale, zero = jnp.full(groups, (3 / inputs) ** 0.5 / 8), jnp.zeros(groups, jnp.int8)
+    weights = [jax.random.bits(jax.random.key(seed), (outputs, inputs // 2), jnp.uint8) for seed in range(copies)]
+
+    def step(index, x, constants):
+        weights, scales, zeros = constants
+        for weight, scale, zero in zip(weights, scales, zeros, strict=True):
+            out = product(x, weight, scale, zero).astype(x.dtype)
+            x = jnp.tile(out, (1, -(-inputs // outputs)))[:, :inputs]  # the next input
+        return x
+
+    constants = weights, [scale + 0 for _ in weights], [zero + 0 for _ in weights]
+    moved = weights[0].nbytes + scale.nbytes + zero.nbytes
+    expected = copies * moved / best()["read"]
+    x = ceilings.random_array(3, (rows, inputs))
+    return _memory_row(loop_seconds(step, x, constants, expected=expected) / copies, moved, best)
 
 
 def _tuned(tokens: int) -> Row:
