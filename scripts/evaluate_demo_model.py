@@ -61,7 +61,9 @@ def answer_of(text: str) -> str:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="model directory; without it, the demo model that comes with jaxserve")
-    parser.add_argument("--quantization", help="in which its weights are kept: int8 or fp8; as they are without it")
+    parser.add_argument(
+        "--quantization", help="in which its weights are kept: int8, fp8 or int4; as they are without it"
+    )
     parser.add_argument("--items", type=int, default=200, help="per task, with thinking and without (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the items (%(default)s)")
     parser.add_argument("--show-wrong", action="store_true", help="print what was wanted and what came")

@@ -61,6 +61,14 @@ def test_eight_bits_take_half_of_the_linear_layers_and_a_scale_an_output(model: 
     assert plain.weight_bytes - small.weight_bytes == IN_LINEAR_LAYERS - 4 * OUTPUTS
 
 
+def test_four_bits_take_a_quarter_and_a_scale_and_a_zero_for_every_128(model: ModelConfig) -> None:
+    plain, small = fit(model, "H100"), fit(dataclasses.replace(model, quantization="int4"), "H100")
+    assert plain is not None
+    assert small is not None
+    numbers = IN_LINEAR_LAYERS
+    assert plain.weight_bytes - small.weight_bytes == 2 * numbers - numbers // 2 - 5 * numbers // 128
+
+
 @pytest.mark.parametrize(("gpu", "devices"), [("L40S", 1), ("H100", 2), ("H200", 8)])
 def test_pages_are_as_many_as_the_engine_finds_room_for(gpu: str, devices: int, model: ModelConfig) -> None:
     found = fit(model, gpu, devices)

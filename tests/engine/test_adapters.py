@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from safetensors.numpy import load_file
 
 from jaxserve import LLM, InputError, SamplingParams
 from jaxserve.runner.compilation import compilations
+from pallas_kernels.xla.matmul import unpacked
 from tests.adapter_files import ATTENTION, CONFIG, MLP, WEIGHTS, change_adapter, merged, write_adapter
 from tests.conftest import SMALL
 from tests.models import dense
@@ -234,17 +236,21 @@ def test_every_familys_linear_layers_take_adapters(case: str, tmp_path: Path) ->
             assert greedy(model, tokens, completion) == completion
 
 
-def test_adapters_are_added_beside_weights_of_eight_bits(files: dict[str, Path], tmp_path: Path) -> None:
-    """A weight of eight bits and a product of low rank, against that weight widened and merged."""
-    with started(files, quantization="int8") as llm:
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_adapters_are_added_beside_weights_of_few_bits(kind: str, files: dict[str, Path], tmp_path: Path) -> None:
+    """A weight of few bits and a product of low rank, against that weight widened and merged."""
+    with started(files, quantization=kind) as llm:
         found = completions(llm, "all")
         state = dict(nnx.to_flat_state(llm.state))
     widened = {}
     for path, parameter in state.items():
         if path[-1] == "weight" and (*path[:-1], "scale") in state:
-            widened[path] = (
-                np.asarray(parameter[...], np.float32) * np.asarray(state[*path[:-1], "scale"][...])[:, None]
-            )
+            scale = state[*path[:-1], "scale"][...]
+            if kind == "int4":
+                zero = state[*path[:-1], "zero"][...]
+                widened[path] = np.asarray(unpacked(parameter[...], scale, zero, jnp.float32))
+            else:
+                widened[path] = np.asarray(parameter[...], np.float32) * np.asarray(scale)[:, None]
     merged_model = dense.load(merged(files["base"], files["all"], tmp_path / "merged", scaling=2))
     base_model = dense.load(files["base"])
     graph, target = merged_model
