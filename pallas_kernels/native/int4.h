@@ -103,7 +103,7 @@ inline float number_of(int half, const Decoded& values) {
 using Wide = float;
 #endif
 
-constexpr int64_t kAheadInRow = 4096;  // bytes between what is decoded for many rows and what is fetched
+constexpr int64_t kInt4Ahead = 16 * 1024;  // bytes of weight between what is decoded and what is fetched
 
 constexpr int64_t kNumbers = kVectorBytes / sizeof(bf16);  // that are decoded at once
 
@@ -126,7 +126,7 @@ struct Int4 {
 #ifdef NATIVE_AVX512
       for (; size % kByFours == 0 && k < end; k += kByFours) {
         __m512bh numbers[4];
-        _mm_prefetch(reinterpret_cast<const char*>(pairs_of(o, k)) + kAheadInRow, _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(pairs_of(o, k)) + kInt4Ahead, _MM_HINT_T1);
         decode_by_fours(pairs_of(o, k), values, numbers);
         for (int i = 0; i < 4; ++i) store_wide(to + (k - first) + 32 * i, numbers[i]);
       }

@@ -127,23 +127,23 @@ void dot_block(const Rows::Number* x, int64_t rows, const W* w, int64_t in, floa
   take(std::integral_constant<int, 1>{});
 }
 
-// As many rows of x times as many of w as there are sums to hold. `BY_FOURS`: x is in the order of `decode_by_fours`.
+// As many rows of x times as many of w as there are sums to hold. `BY_FOURS`: x is in the order of `decode_by_fours`. One
+// row of w comes after the other, for a single stream from memory; the sums of its groups depend on no earlier ones.
 template <int ROWS, int OUTS, bool BY_FOURS>
 inline void int4_tile(const Rows::Number* x, const Int4& w, int64_t first, float* y, int64_t out) {
   constexpr int kVectors = BY_FOURS ? 4 : 1;
-  Floats acc[kLanes];
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) acc[i] = broadcast(0);
-  const int64_t stride = Rows::stride(w.in);
-  const int64_t group = w.group();
-  for (int64_t g = 0; g < w.groups; ++g)
-    for (int64_t k = g * group; k < (g + 1) * group; k += kVectors * kNumbers) {
-#pragma GCC unroll 16
-      for (int o = 0; o < OUTS; ++o) {
-        const int64_t own = (first + o) * w.groups + g;
+  const int64_t stride = Rows::stride(w.in), group = w.group();
+  Floats acc[kLanes] = {};
+  for (int o = 0; o < OUTS; ++o) {
+    Floats totals[ROWS];
+    for (int r = 0; r < ROWS; ++r) totals[r] = broadcast(0);
+    for (int64_t g = 0; g < w.groups; ++g) {
+      const int64_t own = (first + o) * w.groups + g;
+      const Decoded& values = decoded_integers(w.zeros[own]);
+      const Floats scale = broadcast(w.scales[own]);
+      for (int64_t k = g * group; k < (g + 1) * group; k += kVectors * kNumbers) {
         const uint8_t* const pairs = w.pairs_of(first + o, k);
-        const Decoded& values = decoded_integers(w.zeros[own]);
-        _mm_prefetch(reinterpret_cast<const char*>(pairs) + kAhead, _MM_HINT_T1);
+        _mm_prefetch(reinterpret_cast<const char*>(pairs) + kInt4Ahead, _MM_HINT_T1);
         decltype(Rows::load(x)) ws[kVectors];
         if constexpr (BY_FOURS)
           decode_by_fours(pairs, values, ws);
@@ -155,10 +155,13 @@ inline void int4_tile(const Rows::Number* x, const Int4& w, int64_t first, float
 #pragma GCC unroll 4
           for (int v = 0; v < kVectors; ++v)
             sum = multiply_add(sum, Rows::load(x + r * stride + k + v * kNumbers), ws[v]);
-          acc[r * OUTS + o] = multiply_add(acc[r * OUTS + o], sum, broadcast(w.scales[own]));
+          totals[r] = multiply_add(totals[r], sum, scale);
         }
       }
     }
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; ++r) acc[r * OUTS + o] = totals[r];
+  }
   float found[kLanes];
   store(found, sums(acc));
   for (int r = 0; r < ROWS; ++r) std::memcpy(y + r * out, found + r * OUTS, OUTS * sizeof(float));
